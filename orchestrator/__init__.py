@@ -1,0 +1,3 @@
+"""How a serving stack is measured."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Numbers in, verdicts out: pure functions, no clock, no socket."""

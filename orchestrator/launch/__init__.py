@@ -1,0 +1,1 @@
+"""A server of ours: started, proved ready, stopped; gone afterwards, whatever happened."""

@@ -1,0 +1,1 @@
+"""The load: requests sent, arrivals stamped, records made."""

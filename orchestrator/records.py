@@ -1,0 +1,429 @@
+"""What crosses a room or lands on disk: immutable records and their JSON codec.
+
+Times are integer nanoseconds of CLOCK_MONOTONIC. Sizes are bytes. An absent value is ``None``: "not reported", never 0.
+Readers ignore unknown keys (msgspec's default) and refuse a newer `SCHEMA`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+SCHEMA = 1
+"""Version of the run directory's format. Raised when an old reader would misread a new file."""
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of every record: made once, never changed."""
+
+
+# --- what is asked ----------------------------------------------------------------------------------------------
+
+
+class Request(Record, kw_only=True):
+    """One request to be sent: a whole (prompt, output) pair of a workload, not yet a prompt."""
+
+    seq: int
+    """Position in its list, from 0."""
+    prompt_tokens: int
+    output_tokens: int
+    prompt_seed: int
+    """Seeds the prompt's content, so that no two requests of a run share a prefix."""
+    clamped: bool = False
+    """The pair was cut to the context limit."""
+    offset_s: float | None = None
+    """Open loop: seconds after the start at which it is due."""
+    session: str | None = None
+
+
+class Prompt(Record, kw_only=True):
+    """The content of a request: token ids where the stack takes them, else text."""
+
+    text: str | None = None
+    token_ids: tuple[int, ...] | None = None
+
+
+class Slo(Record, kw_only=True):
+    """What a request must keep to be good, and what share must be good. Limits in ms; None = not limited."""
+
+    ttft_ms: float | None = 1000.0
+    tpot_ms: float | None = 50.0
+    gap_ms: float | None = None
+    e2e_ms: float | None = None
+    attainment: float = 0.95
+    """Target share of good requests among the offered ones."""
+    error_budget: float = 0.001
+    """Largest share of failed requests."""
+
+
+# --- what one request did ---------------------------------------------------------------------------------------
+
+FailureKind = Literal[
+    "connect",
+    "refused",
+    "reset",
+    "tls",
+    "status",
+    "timeout",
+    "error_in_stream",
+    "truncated",
+    "short_output",
+    "protocol",
+    "cancelled",
+    "dropped",
+]
+
+
+class Failure(Record, kw_only=True):
+    """Why a request failed. A failed request is data, not an exception."""
+
+    kind: FailureKind
+    detail: str = ""
+    """At most 300 characters: an excerpt of the body, which limit ran out, ..."""
+    status: int | None = None
+
+
+Phase = Literal["ramp", "warmup", "measured", "filler"]
+Stamp = Literal["kernel", "user"]
+
+
+class RequestRecord(Record, kw_only=True):
+    """One finished request. Every other number is derived from these (see `orchestrator.metrics`)."""
+
+    seq: int
+    """Issue order within the level, from 0, over all phases."""
+    request_id: str
+    phase: Phase
+    due_ns: int
+    sent_ns: int
+    end_ns: int
+    """When the outcome was known: end of the body, or the failure."""
+    asked_in: int
+    asked_out: int
+    first_byte_ns: int | None = None
+    first_ns: int | None = None
+    """Arrival of the first event with non-empty text, reasoning text or token ids."""
+    first_answer_ns: int | None = None
+    """Arrival of the first event with answer (not reasoning) tokens, where that differs from `first_ns`."""
+    last_ns: int | None = None
+    in_tokens: int | None = None
+    out_tokens: int | None = None
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    tokens_from: Literal["usage", "token_ids", "none"] = "none"
+    finish: str | None = None
+    failure: Failure | None = None
+    stamp: Stamp = "user"
+    clamped: bool = False
+    user: int | None = None
+    token_ns: tuple[int, ...] = ()
+    """Arrival of every token event (an event may carry several tokens)."""
+    token_counts: tuple[int, ...] = ()
+    """Tokens in each event of `token_ns`; empty = one each."""
+
+
+# --- a level ----------------------------------------------------------------------------------------------------
+
+Purpose = Literal["baseline", "sentinel", "ladder", "bracket", "bisect", "confirm", "confirm-break", "load"]
+
+
+class LevelSpec(Record, kw_only=True):
+    """One closed-loop level, as it will be run (method: ramp, warm-up, measured, filler, drain)."""
+
+    concurrency: int
+    """c: virtual users, each with exactly one request in flight."""
+    purpose: Purpose
+    seed: int
+    requests: int
+    """N: least number of measured requests; a multiple of 10."""
+    min_seconds: float
+    """The measured part lasts at least this long (count and time, both)."""
+    max_seconds: float
+    """From the start of the level; then the measured set is closed and the level is cut."""
+    ramp_seconds: float
+    """User i starts at i * ramp_seconds / c."""
+    warmup_generations: float
+    """Discard until this many times c requests have completed ..."""
+    warmup_seconds: float
+    """... and this long has passed since the end of the ramp."""
+    filler_seconds: float
+    """Unmeasured requests keep the load up for at most this long after the last measured issue."""
+    deadline_seconds: float
+    """A request unfinished this long after it was sent has failed (timeout)."""
+
+
+class ClientHealth(Record, kw_only=True):
+    """loadproof watching itself during a level."""
+
+    loop_lag_ms_p99: float
+    send_lag_ms_p99: float
+    cpu_s: float
+    """CPU seconds of loadproof's load process(es) during the level."""
+    wall_s: float
+    kernel_share: float
+    """Share of requests whose stamps come from the kernel."""
+    workers: int = 1
+
+
+class LevelRun(Record, kw_only=True):
+    """What the load engine measured at one level, before anything is judged."""
+
+    spec: LevelSpec
+    started_ns: int
+    window_start_ns: int | None
+    """Issue of the first measured request (t_a); None if none was issued."""
+    window_end_ns: int | None
+    """Issue of the last measured request (t_b)."""
+    ended_ns: int
+    in_flight_integral_s: float
+    """Integral of the issuing loop's own in-flight counter over (t_a, t_b], request-seconds."""
+    health: ClientHealth
+    cut: str | None = None
+    """Why the level ended early; None if it ran as specified."""
+    undrained: int = 0
+    """Measured requests still unfinished when the drain ended (they are records of kind timeout or cancelled)."""
+
+
+class Percentiles(Record, kw_only=True):
+    """Nearest-rank percentiles over all offered requests, failures as +inf. None = no value (see `note`)."""
+
+    p50: float | None = None
+    p90: float | None = None
+    p95: float | None = None
+    p99: float | None = None
+    mean: float | None = None
+    """Mean of the finite values."""
+    n: int = 0
+    n_finite: int = 0
+
+
+class LevelStats(Record, kw_only=True):
+    """Every number of a level, made by `orchestrator.metrics.level_stats` from its records."""
+
+    offered: int
+    good: int
+    failed: int
+    failures: dict[str, int] = {}
+    """Failed measured requests by failure kind."""
+    attainment: float
+    ttft_ms: Percentiles
+    tpot_ms: Percentiles
+    itl_ms: Percentiles
+    e2e_ms: Percentiles
+    window_s: float
+    output_tokens_per_s: float | None
+    """Tokens of every phase with a stamp inside the steady window, over its length."""
+    prompt_tokens_per_s: float | None
+    requests_per_s: float | None
+    goodput_per_s: float | None
+    mean_in_flight: float | None
+    mean_in_flight_audit: float | None
+    """The same from the records: sum of overlaps with the window, over its length."""
+    mean_in_tokens: float | None
+    mean_out_tokens: float | None
+    clamped: int = 0
+    cached_tokens: int | None = None
+    drained_late: int = 0
+    """Measured requests that finished after the load was no longer held."""
+    preemptions: float | None = None
+    """Counter difference over the steady window, where the engine reports it."""
+    kv_use_mean: float | None = None
+    kv_use_max: float | None = None
+    running_mean: float | None = None
+    waiting_mean: float | None = None
+    memory_peak_bytes: int | None = None
+    """Largest memory of the server seen during the level: GPU memory, else container memory, else PSS of its tree."""
+    memory_source: str | None = None
+
+
+CriterionVerdict = Literal["PASS", "FAIL", "UNDECIDED", "not reported"]
+
+
+class Criterion(Record, kw_only=True):
+    """One criterion of a level: its value against its limit, with the bounds that were used."""
+
+    id: str
+    """``S1`` ... ``S7`` of METHOD.md, or ``hard`` for a hard break."""
+    name: str
+    verdict: CriterionVerdict
+    value: float | None = None
+    limit: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+    binding: bool = True
+    """False: a warning or information, which cannot fail the level."""
+    note: str = ""
+
+
+class LevelVerdict(Record, kw_only=True):
+    """VALID or INVALID of the measurement; PASS, FAIL or UNDECIDED of the level."""
+
+    valid: bool
+    invalid: tuple[str, ...] = ()
+    """Reasons I1 to I6, each one sentence with its remedy."""
+    flags: tuple[str, ...] = ()
+    verdict: Literal["PASS", "FAIL", "UNDECIDED"]
+    criteria: tuple[Criterion, ...] = ()
+    hard_break: str | None = None
+    """Class of the hard break, e.g. ``out of memory``, ``server died``, ``hang``."""
+
+
+# --- what is watched --------------------------------------------------------------------------------------------
+
+
+class Sample(Record, kw_only=True):
+    """Values read from one source at one time. A value that was not reported is absent.
+
+    Sources: ``gpu:<uuid>``, ``host``, ``tree`` (process tree of the server), ``container``, ``engine``, ``client``.
+    Names carry their unit: ``memory_used_bytes``, ``power_w``, ``kv_use`` (0 to 1), ``running``, ``waiting``,
+    ``preemptions_total``, ``output_tokens_total``, ``pss_bytes``, ...
+    """
+
+    at_ns: int
+    source: str
+    values: dict[str, float]
+
+
+# --- a server ---------------------------------------------------------------------------------------------------
+
+
+class ServerRecord(Record, kw_only=True):
+    """What was started, exactly: enough to repeat it, and to find it again if we die. No secret values."""
+
+    deployment: str
+    stack: str
+    launch: Literal["docker", "process", "external"]
+    base_url: str
+    argv: tuple[str, ...] = ()
+    env: dict[str, str] = {}
+    secret_env: tuple[str, ...] = ()
+    """Names only."""
+    pid: int | None = None
+    pid_started: float | None = None
+    """Start time of the pid as the kernel tells it (psutil create_time, s since the epoch): pids are reused."""
+    container_id: str | None = None
+    image: str | None = None
+    image_digest: str | None = None
+    version: str | None = None
+    """The engine's own version, as it reports it."""
+    model_listed: str | None = None
+    ready_s: float | None = None
+    """Seconds from start to the first completed request."""
+    facts: dict[str, float | str] = {}
+    """What the engine's log says of itself: weights_bytes, kv_bytes, kv_tokens, graphs_bytes, kernel, ..."""
+
+
+class ServerFailure(Record, kw_only=True):
+    """A server that did not come up, or died. A result."""
+
+    failure_class: str
+    message: str
+    remedy: str = ""
+    evidence: tuple[str, ...] = ()
+    exit_code: int | None = None
+    oom_killed: bool | None = None
+
+
+# --- the journal ------------------------------------------------------------------------------------------------
+
+
+class Event(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="event"):
+    """One line of journal.jsonl. A thing happened if and only if its line is there."""
+
+
+class RunOpened(Event, kw_only=True, tag="run-opened"):
+    schema: int
+    at_ns: int
+    run_id: str
+    wall_time: str
+    """ISO 8601 with offset; the only wall time of a run, with the `at_ns` that stands for the same moment."""
+    loadproof_version: str
+    plan_sha256: str
+    overrides: tuple[str, ...] = ()
+    host: dict[str, str | float | None] = {}
+    pid: int
+    pid_started: float
+    resumed: bool = False
+
+
+class CellStarted(Event, kw_only=True, tag="cell-started"):
+    at_ns: int
+    cell: str
+    fingerprint: str
+    attempt: int
+
+
+class ServerStarting(Event, kw_only=True, tag="server-starting"):
+    """Written before anything is started: if we die now, this is how the orphan is found."""
+
+    at_ns: int
+    cell: str
+    attempt: int
+    server: ServerRecord
+
+
+class ServerReady(Event, kw_only=True, tag="server-ready"):
+    at_ns: int
+    cell: str
+    attempt: int
+    server: ServerRecord
+
+
+class ServerStopped(Event, kw_only=True, tag="server-stopped"):
+    at_ns: int
+    cell: str
+    attempt: int
+    failure: ServerFailure | None = None
+
+
+class LevelStarted(Event, kw_only=True, tag="level-started"):
+    at_ns: int
+    cell: str
+    attempt: int
+    level: int
+    spec: LevelSpec
+
+
+class LevelCommitted(Event, kw_only=True, tag="level-committed"):
+    """A level is measured: never again. The byte range names its records in the attempt's requests.jsonl."""
+
+    at_ns: int
+    cell: str
+    attempt: int
+    level: int
+    run: LevelRun
+    stats: LevelStats
+    verdict: LevelVerdict
+    offset: int
+    length: int
+    workload_sha256: str
+    """Hash of the list of requests that was demanded (seq, prompt tokens, output tokens, prompt seed)."""
+
+
+class CellFinished(Event, kw_only=True, tag="cell-finished"):
+    at_ns: int
+    cell: str
+    outcome: str
+    """``measured`` or ``failed``."""
+    failure: ServerFailure | None = None
+
+
+class RunClosed(Event, kw_only=True, tag="run-closed"):
+    at_ns: int
+    outcome: str
+    """``complete``, ``interrupted`` or ``failed``."""
+
+
+AnyEvent = (
+    RunOpened
+    | CellStarted
+    | ServerStarting
+    | ServerReady
+    | ServerStopped
+    | LevelStarted
+    | LevelCommitted
+    | CellFinished
+    | RunClosed
+)
+"""Every journal line, tagged by its key ``event``."""

@@ -1,0 +1,1 @@
+"""What was learnt: a function of the run directory."""

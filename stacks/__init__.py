@@ -1,0 +1,1 @@
+"""What is started: every serving stack as a value."""

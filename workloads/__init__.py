@@ -1,0 +1,1 @@
+"""What is asked: whole (prompt, output) length pairs, and the prompts made from them."""
