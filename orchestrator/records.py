@@ -21,7 +21,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 # --- what is asked ----------------------------------------------------------------------------------------------
 
 
-class Request(Record, kw_only=True):
+class Request(Record, frozen=True, kw_only=True):
     """One request to be sent: a whole (prompt, output) pair of a workload, not yet a prompt."""
 
     seq: int
@@ -37,14 +37,14 @@ class Request(Record, kw_only=True):
     session: str | None = None
 
 
-class Prompt(Record, kw_only=True):
+class Prompt(Record, frozen=True, kw_only=True):
     """The content of a request: token ids where the stack takes them, else text."""
 
     text: str | None = None
     token_ids: tuple[int, ...] | None = None
 
 
-class Slo(Record, kw_only=True):
+class Slo(Record, frozen=True, kw_only=True):
     """What a request must keep to be good, and what share must be good. Limits in ms; None = not limited."""
 
     ttft_ms: float | None = 1000.0
@@ -75,7 +75,7 @@ FailureKind = Literal[
 ]
 
 
-class Failure(Record, kw_only=True):
+class Failure(Record, frozen=True, kw_only=True):
     """Why a request failed. A failed request is data, not an exception."""
 
     kind: FailureKind
@@ -88,7 +88,7 @@ Phase = Literal["ramp", "warmup", "measured", "filler"]
 Stamp = Literal["kernel", "user"]
 
 
-class RequestRecord(Record, kw_only=True):
+class RequestRecord(Record, frozen=True, kw_only=True):
     """One finished request. Every other number is derived from these (see `orchestrator.metrics`)."""
 
     seq: int
@@ -128,7 +128,7 @@ class RequestRecord(Record, kw_only=True):
 Purpose = Literal["baseline", "sentinel", "ladder", "bracket", "bisect", "confirm", "confirm-break", "load"]
 
 
-class LevelSpec(Record, kw_only=True):
+class LevelSpec(Record, frozen=True, kw_only=True):
     """One closed-loop level, as it will be run (method: ramp, warm-up, measured, filler, drain)."""
 
     concurrency: int
@@ -153,7 +153,7 @@ class LevelSpec(Record, kw_only=True):
     """A request unfinished this long after it was sent has failed (timeout)."""
 
 
-class ClientHealth(Record, kw_only=True):
+class ClientHealth(Record, frozen=True, kw_only=True):
     """loadproof watching itself during a level."""
 
     loop_lag_ms_p99: float
@@ -166,7 +166,7 @@ class ClientHealth(Record, kw_only=True):
     workers: int = 1
 
 
-class LevelRun(Record, kw_only=True):
+class LevelRun(Record, frozen=True, kw_only=True):
     """What the load engine measured at one level, before anything is judged."""
 
     spec: LevelSpec
@@ -185,7 +185,7 @@ class LevelRun(Record, kw_only=True):
     """Measured requests still unfinished when the drain ended (they are records of kind timeout or cancelled)."""
 
 
-class Percentiles(Record, kw_only=True):
+class Percentiles(Record, frozen=True, kw_only=True):
     """Nearest-rank percentiles over all offered requests, failures as +inf. None = no value (see `note`)."""
 
     p50: float | None = None
@@ -198,7 +198,7 @@ class Percentiles(Record, kw_only=True):
     n_finite: int = 0
 
 
-class LevelStats(Record, kw_only=True):
+class LevelStats(Record, frozen=True, kw_only=True):
     """Every number of a level, made by `orchestrator.metrics.level_stats` from its records."""
 
     offered: int
@@ -240,7 +240,7 @@ class LevelStats(Record, kw_only=True):
 CriterionVerdict = Literal["PASS", "FAIL", "UNDECIDED", "not reported"]
 
 
-class Criterion(Record, kw_only=True):
+class Criterion(Record, frozen=True, kw_only=True):
     """One criterion of a level: its value against its limit, with the bounds that were used."""
 
     id: str
@@ -256,7 +256,7 @@ class Criterion(Record, kw_only=True):
     note: str = ""
 
 
-class LevelVerdict(Record, kw_only=True):
+class LevelVerdict(Record, frozen=True, kw_only=True):
     """VALID or INVALID of the measurement; PASS, FAIL or UNDECIDED of the level."""
 
     valid: bool
@@ -272,7 +272,7 @@ class LevelVerdict(Record, kw_only=True):
 # --- what is watched --------------------------------------------------------------------------------------------
 
 
-class Sample(Record, kw_only=True):
+class Sample(Record, frozen=True, kw_only=True):
     """Values read from one source at one time. A value that was not reported is absent.
 
     Sources: ``gpu:<uuid>``, ``host``, ``tree`` (process tree of the server), ``container``, ``engine``, ``client``.
@@ -288,7 +288,7 @@ class Sample(Record, kw_only=True):
 # --- a server ---------------------------------------------------------------------------------------------------
 
 
-class ServerRecord(Record, kw_only=True):
+class ServerRecord(Record, frozen=True, kw_only=True):
     """What was started, exactly: enough to repeat it, and to find it again if we die. No secret values."""
 
     deployment: str
@@ -314,7 +314,7 @@ class ServerRecord(Record, kw_only=True):
     """What the engine's log says of itself: weights_bytes, kv_bytes, kv_tokens, graphs_bytes, kernel, ..."""
 
 
-class ServerFailure(Record, kw_only=True):
+class ServerFailure(Record, frozen=True, kw_only=True):
     """A server that did not come up, or died. A result."""
 
     failure_class: str
@@ -332,7 +332,7 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="event"):
     """One line of journal.jsonl. A thing happened if and only if its line is there."""
 
 
-class RunOpened(Event, kw_only=True, tag="run-opened"):
+class RunOpened(Event, frozen=True, kw_only=True, tag="run-opened"):
     schema: int
     at_ns: int
     run_id: str
@@ -347,14 +347,14 @@ class RunOpened(Event, kw_only=True, tag="run-opened"):
     resumed: bool = False
 
 
-class CellStarted(Event, kw_only=True, tag="cell-started"):
+class CellStarted(Event, frozen=True, kw_only=True, tag="cell-started"):
     at_ns: int
     cell: str
     fingerprint: str
     attempt: int
 
 
-class ServerStarting(Event, kw_only=True, tag="server-starting"):
+class ServerStarting(Event, frozen=True, kw_only=True, tag="server-starting"):
     """Written before anything is started: if we die now, this is how the orphan is found."""
 
     at_ns: int
@@ -363,21 +363,21 @@ class ServerStarting(Event, kw_only=True, tag="server-starting"):
     server: ServerRecord
 
 
-class ServerReady(Event, kw_only=True, tag="server-ready"):
+class ServerReady(Event, frozen=True, kw_only=True, tag="server-ready"):
     at_ns: int
     cell: str
     attempt: int
     server: ServerRecord
 
 
-class ServerStopped(Event, kw_only=True, tag="server-stopped"):
+class ServerStopped(Event, frozen=True, kw_only=True, tag="server-stopped"):
     at_ns: int
     cell: str
     attempt: int
     failure: ServerFailure | None = None
 
 
-class LevelStarted(Event, kw_only=True, tag="level-started"):
+class LevelStarted(Event, frozen=True, kw_only=True, tag="level-started"):
     at_ns: int
     cell: str
     attempt: int
@@ -385,7 +385,7 @@ class LevelStarted(Event, kw_only=True, tag="level-started"):
     spec: LevelSpec
 
 
-class LevelCommitted(Event, kw_only=True, tag="level-committed"):
+class LevelCommitted(Event, frozen=True, kw_only=True, tag="level-committed"):
     """A level is measured: never again. The byte range names its records in the attempt's requests.jsonl."""
 
     at_ns: int
@@ -401,7 +401,7 @@ class LevelCommitted(Event, kw_only=True, tag="level-committed"):
     """Hash of the list of requests that was demanded (seq, prompt tokens, output tokens, prompt seed)."""
 
 
-class CellFinished(Event, kw_only=True, tag="cell-finished"):
+class CellFinished(Event, frozen=True, kw_only=True, tag="cell-finished"):
     at_ns: int
     cell: str
     outcome: str
@@ -409,7 +409,7 @@ class CellFinished(Event, kw_only=True, tag="cell-finished"):
     failure: ServerFailure | None = None
 
 
-class RunClosed(Event, kw_only=True, tag="run-closed"):
+class RunClosed(Event, frozen=True, kw_only=True, tag="run-closed"):
     at_ns: int
     outcome: str
     """``complete``, ``interrupted`` or ``failed``."""

@@ -220,8 +220,8 @@ class Stack(ABC):
 
     @abstractmethod
     def log_facts(self, lines: Sequence[str]) -> dict[str, float | str]:
-        """What a start's log lines say: weights_bytes, kv_bytes, kv_tokens, graphs_bytes, compute_bytes, activation_bytes,
-        context_tokens, slots, kernel, version, load_s, init_s, ... A thing that no line says is absent."""
+        """What a start's log lines say: weights_bytes, kv_bytes, kv_tokens, graphs_bytes, compute_bytes,
+        activation_bytes, context_tokens, slots, kernel, version, load_s, ... A thing that no line says is absent."""
 
     @abstractmethod
     def find_failure(self, lines: Sequence[str]) -> FoundFailure | None:
@@ -233,5 +233,5 @@ class Stack(ABC):
         output_tokens_total, cached_tokens_total, kv_tokens. A metric that is absent is absent, never 0."""
 
     def notes(self, deployment: Deployment) -> list[str]:
-        """Sentences for the report: what this combination cannot show, traps that were defeated, defaults made explicit."""
+        """Sentences for the report: what this combination cannot show, which traps were defeated."""
         return []
