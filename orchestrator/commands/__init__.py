@@ -1,0 +1,1 @@
+"""The commands of `loadproof`, one file each; `orchestrator.cli` gathers them."""
