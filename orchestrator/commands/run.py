@@ -1,0 +1,217 @@
+"""`loadproof run`: measure what a plan asks for, then build the report."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from orchestrator.campaign import Campaign
+from orchestrator.clock import wall_now
+from orchestrator.commands.display import display, duration
+from orchestrator.commands.show import summary
+from orchestrator.errors import HostError, JournalError, LoadproofError, StackError
+from orchestrator.host import raise_file_limit
+from orchestrator.journal import Journal, RunFiles, read_events
+from orchestrator.plan import Cell, Plan, load_plan, parse_plan
+from orchestrator.records import CellFinished, RunOpened
+from reports.html import write_report
+from reports.result import write_result
+from stacks.catalog import stack as stack_named
+
+T = TypeVar("T")
+
+
+@click.command("run")
+@click.argument("plan_file", metavar="PLAN.toml", required=False, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Run directory to make (default: runs/TIME-TITLE).")
+@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a value of the plan; repeatable.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print the cells, the exact commands and the expected duration; start nothing."
+)
+@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN_DIR", help="Go on with an interrupted run.")
+@click.option("--open", "open_report", is_flag=True, help="Open the report in the browser.")
+@click.option("--quiet", is_flag=True, help="Print the summary alone.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout.")
+def run(
+    plan_file: Path | None,
+    out: Path | None,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    resume: Path | None,
+    open_report: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Measure what PLAN.toml asks for: start each deployment, raise the concurrency until it breaks, write the report.
+
+    Exits 0 when everything asked for was measured (a breaking point found is success), 4 when a server did not come
+    up or did not stay up, 3 when the machine lacks something, 2 when the plan is wrong.
+    """
+    plan, overrides = _plan_of(plan_file, overrides, resume)
+    if dry_run:
+        click.echo(describe_json(plan) if as_json else describe(plan))
+        return
+    if resume is not None:
+        journal = Journal.resume(resume)
+    else:
+        journal = Journal.create(out or default_directory(plan), plan.text)
+    measure(plan, journal, overrides, quiet=quiet, as_json=as_json, open_report=open_report)
+
+
+def _plan_of(plan_file: Path | None, overrides: tuple[str, ...], resume: Path | None) -> tuple[Plan, tuple[str, ...]]:
+    """The plan and its overrides: as named, or as the interrupted run has them."""
+    if plan_file is not None:
+        return load_plan(plan_file, overrides), overrides
+    if resume is None:
+        raise click.UsageError("Name a plan: loadproof run PLAN.toml (or --resume RUN_DIR).")
+    if overrides:
+        raise JournalError("A resumed run keeps its plan.", "Leave --set away, or start a new run.")
+    opened = next(event for event in read_events(resume) if isinstance(event, RunOpened))
+    path = Path(opened.plan_path)
+    return parse_plan(RunFiles(resume).plan.read_bytes(), path, opened.overrides), opened.overrides
+
+
+def default_directory(plan: Plan) -> Path:
+    """``runs/20261123-130511-title``, below the working directory."""
+    slug = re.sub(r"[^a-z0-9]+", "-", plan.title.lower()).strip("-")[:40]
+    return Path("runs") / f"{wall_now():%Y%m%d-%H%M%S}-{slug or 'run'}"
+
+
+# --- the dry run ------------------------------------------------------------------------------------------------
+
+
+def _command(cell: Cell) -> dict[str, Any]:
+    """What would be started for a cell, as plain data; secrets by name."""
+    deployment = cell.deployment
+    if deployment.launch == "external":
+        return {"url": deployment.url}
+    stack = stack_named(deployment.stack)
+    in_container = deployment.launch == "docker"
+    host, port = ("0.0.0.0", stack.container_port(deployment)) if in_container else ("127.0.0.1", 0)
+    spec: dict[str, Any] = msgspec.to_builtins(stack.launch(deployment, host, port))
+    if not in_container:
+        spec["argv"] = [str(part) if part != "0" else "<free port>" for part in spec["argv"]]
+    return spec
+
+
+def describe_json(plan: Plan) -> str:
+    """The dry run for programs: one JSON object."""
+    cells = [
+        {"cell": cell.id, "expected_s": plan.expected_seconds(cell), "start": _command(cell)} for cell in plan.cells()
+    ]
+    return json.dumps({"title": plan.title, "plan_sha256": plan.sha256, "cells": cells}, indent=1)
+
+
+def describe(plan: Plan) -> str:
+    """The dry run for people."""
+    cells = plan.cells()
+    lines = [f"{plan.title}: {len(cells)} cells, about {duration(sum(map(plan.expected_seconds, cells)))}", ""]
+    for cell in cells:
+        spec = _command(cell)
+        lines.append(f"{cell.id}  (about {duration(plan.expected_seconds(cell))})")
+        if "url" in spec:
+            lines.append(f"  measures {spec['url']}, which is not ours: never started, never stopped")
+            continue
+        if spec.get("image"):
+            lines.append(f"  image    {spec['image']}")
+        if spec.get("entrypoint"):
+            lines.append(f"  entry    {shlex.join(spec['entrypoint'])}")
+        lines.append(f"  command  {shlex.join(spec['argv'])}")
+        env = [f"{name}={value}" for name, value in spec.get("env", {}).items()]
+        env += [f"{name}=(from your environment)" for name in spec.get("secret_env", ())]
+        if env:
+            lines.append(f"  env      {' '.join(env)}")
+        for key, label in (
+            ("gpus", "gpus"),
+            ("shm_bytes", "shm"),
+            ("memory_limit_bytes", "memory"),
+            ("mounts", "mounts"),
+        ):
+            if spec.get(key):
+                lines.append(f"  {label:<8} {spec[key]}")
+    lines += ["", "Nothing was started."]
+    return "\n".join(lines)
+
+
+# --- the run ----------------------------------------------------------------------------------------------------
+
+
+def run_loop(main: Coroutine[Any, Any, T]) -> T:
+    """Run to the end on the fastest loop there is; SIGTERM stops as Ctrl-C does, by cancelling and unwinding."""
+    if sys.platform != "win32":
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    else:
+        factory = None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        loop = runner.get_loop()
+        task = loop.create_task(main)
+        if sys.platform != "win32":
+            loop.add_signal_handler(signal.SIGTERM, task.cancel)
+        try:
+            return runner.run(_await(task))
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
+
+
+async def _await(task: asyncio.Task[T]) -> T:
+    return await task
+
+
+def measure(
+    plan: Plan, journal: Journal, overrides: Sequence[str], *, quiet: bool, as_json: bool, open_report: bool
+) -> None:
+    """Run a plan into a journal, then report whatever was measured, also after an interruption or a full disk."""
+    raise_file_limit(8192)
+    root = journal.files.root
+    lacking: list[HostError] = []
+    stopped: BaseException | None = None
+    with journal:
+        try:
+            with display(quiet=quiet, as_json=as_json) as progress:
+                lacking = run_loop(Campaign(plan, journal, progress, overrides).run())
+        except (KeyboardInterrupt, LoadproofError) as error:
+            stopped = error
+        finished = [event for event in journal.events if isinstance(event, CellFinished)]
+    _report(root, as_json=as_json, open_report=open_report)
+    if isinstance(stopped, KeyboardInterrupt):
+        click.echo(f"Interrupted. Go on with: loadproof run --resume {shlex.quote(str(root))}", err=True)
+        raise click.exceptions.Abort
+    if stopped is not None:
+        raise stopped
+    _raise_for(lacking, finished)
+
+
+def _report(root: Path, *, as_json: bool, open_report: bool) -> None:
+    write_result(root)
+    report = write_report(root)
+    if as_json:
+        click.echo(json.dumps({"event": "report", "path": str(report)}))
+    else:
+        click.echo(summary(root))
+        click.echo(f"\nReport: {report}")
+    if open_report:
+        click.launch(report.resolve().as_uri())
+
+
+def _raise_for(lacking: Sequence[HostError], finished: Sequence[CellFinished]) -> None:
+    """The exit code of a run that went to its end but could not measure everything."""
+    if lacking:
+        raise lacking[0]
+    failures = [event for event in finished if event.failure is not None]
+    if failures:
+        names = ", ".join(event.cell for event in failures)
+        raise StackError(
+            f"{len(failures)} of {len(finished)} cells could not be measured: {names}.", "The report says why."
+        )

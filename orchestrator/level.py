@@ -1,0 +1,285 @@
+"""One server under measurement: its sender, its watch, its raw files, and the levels that are run on it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import itertools
+import os
+from collections.abc import AsyncIterator, Iterator
+from typing import Self
+
+from orchestrator.clock import NS_PER_S, now_ns, seconds
+from orchestrator.journal import Journal, Lines
+from orchestrator.judge.level import decided_early, judge_level
+from orchestrator.judge.search import Measure
+from orchestrator.launch.server import Server
+from orchestrator.load.closed import run_closed
+from orchestrator.load.wire import RequestLimits, Sender
+from orchestrator.metrics import is_good, level_stats
+from orchestrator.plan import Cell, Plan
+from orchestrator.progress import Progress
+from orchestrator.records import LevelCommitted, LevelSpec, Request, RequestRecord, Sample, ServerFailure
+from orchestrator.watch.watch import Target, watching
+from stacks.base import Deployment, Stack, Wire
+from workloads.text import PromptMaker
+from workloads.workload import requests_sha256
+
+_SETTLE_S = 30.0
+_DEATH_GRACE_S = 5.0
+_CALIBRATION_TOKENS = (64, 256)
+
+
+def level_seed(plan_seed: int, workload: str, concurrency: int, purpose: str, replicate: int) -> int:
+    """Seed of a level's request list: the same on every stack, another for every level and replicate, so that no
+    prompt comes twice to one server and no prefix cache can help."""
+    text = f"{plan_seed}/{workload}/{concurrency}/{purpose}/{replicate}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])
+
+
+def auth_headers(deployment: Deployment) -> dict[str, str]:
+    """An endpoint that is not ours gets the first of the deployment's secrets as a bearer token."""
+    if deployment.launch == "external" and deployment.secrets:
+        return {"Authorization": f"Bearer {os.environ[deployment.secrets[0]]}"}
+    return {}
+
+
+def memory_of(sample: Sample) -> float | None:
+    """The server's memory in bytes as this sample shows it, if it does."""
+    for name in ("memory_ours_bytes", "memory_used_bytes", "pss_bytes", "rss_bytes"):
+        if name in sample.values:
+            return sample.values[name]
+    return None
+
+
+class Bench:
+    """Runs levels on one living server and commits them."""
+
+    def __init__(
+        self, sender: Sender, server: Server, plan: Plan, cell: Cell, journal: Journal, attempt: int, progress: Progress
+    ) -> None:
+        self._sender = sender
+        self._plan = plan
+        self._cell = cell
+        self._journal = journal
+        self._attempt = attempt
+        self._progress = progress
+        files = journal.files
+        self._requests = Lines(files.requests(cell.id, attempt))
+        self._samples_file = Lines(files.samples(cell.id, attempt))
+        self._samples: list[Sample] = []
+        self._sampled = asyncio.Event()
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def on(
+        cls, server: Server, stack: Stack, plan: Plan, cell: Cell, journal: Journal, attempt: int, progress: Progress
+    ) -> AsyncIterator[Self]:
+        deployment = cell.deployment
+        wire = stack.wire(deployment)
+        model = stack.served_name(deployment)
+        limits = RequestLimits(total_s=plan.ramp.deadline_seconds)
+        target = Target(
+            base_url=server.base_url,
+            metrics_path=stack.metrics_path,
+            metric_values=stack.metric_values,
+            pids=server.pids,
+            usage=server.usage,
+            gpus=deployment.gpus,
+        )
+        headers = auth_headers(deployment)
+        maker = await _prompt_maker(server, wire, model, plan, headers, limits)
+        async with Sender(
+            base_url=server.base_url, wire=wire, model=model, prompt=maker.prompt, headers=headers, limits=limits
+        ) as sender:
+            bench = cls(sender, server, plan, cell, journal, attempt, progress)
+            try:
+                async with watching(target, bench._on_sample) as watch:
+                    yield bench
+                for note in watch.notes:
+                    progress.note(note)
+            finally:
+                bench._requests.close()
+                bench._samples_file.close()
+
+    # --- what a level is ----------------------------------------------------------------------------------------
+
+    def _commits(self) -> list[LevelCommitted]:
+        return [e for e in self._journal.events if isinstance(e, LevelCommitted) and e.cell == self._cell.id]
+
+    def _expected_e2e_s(self, concurrency: int) -> float:
+        """Ê: mean end-to-end time expected at a level: the nearest measured level's times c/c_prev; 0 = unknown."""
+        known = [c for c in self._commits() if c.stats.e2e_ms.mean is not None]
+        if not known:
+            return 0.0
+        nearest = min(known, key=lambda c: abs(c.run.spec.concurrency - concurrency))
+        mean_ms = nearest.stats.e2e_ms.mean or 0.0
+        return mean_ms / 1000 * max(1.0, concurrency / nearest.run.spec.concurrency)
+
+    def spec(self, step: Measure, deadline_ns: int | None, position: int) -> LevelSpec:
+        """The level that a step of the search asks for, under the plan's rules and what is left of its time."""
+        ramp = self._plan.ramp
+        concurrency = step.concurrency
+        expected = self._expected_e2e_s(concurrency)
+        ramp_seconds = max(2 * expected, 10.0) if ramp.ramp_seconds is None else ramp.ramp_seconds
+        longest = ramp.max_seconds
+        if deadline_ns is not None:
+            longest = min(longest, max(1.0, seconds(deadline_ns - now_ns())))
+        return LevelSpec(
+            concurrency=concurrency,
+            purpose=step.purpose,
+            seed=level_seed(self._plan.seed, self._cell.workload.name, concurrency, step.purpose, position),
+            requests=-(-max(ramp.requests, ramp.requests_per_user * concurrency) // 10) * 10,
+            min_seconds=ramp.min_seconds,
+            max_seconds=longest,
+            ramp_seconds=0.0 if concurrency == 1 else ramp_seconds,
+            warmup_generations=ramp.warmup_generations,
+            warmup_seconds=min(2 * expected, longest / 4),
+            filler_seconds=max(3 * expected, ramp.filler_seconds),
+            deadline_seconds=ramp.deadline_seconds,
+        )
+
+    def expected_seconds(self, spec: LevelSpec) -> float:
+        """How long a level will take, for the display."""
+        each = self._expected_e2e_s(spec.concurrency)
+        generations = spec.warmup_generations + spec.requests / spec.concurrency + 1
+        return min(spec.max_seconds, spec.ramp_seconds + max(spec.min_seconds, each * generations))
+
+    # --- measuring ----------------------------------------------------------------------------------------------
+
+    async def measure(self, spec: LevelSpec, died: asyncio.Task[ServerFailure], level: int) -> LevelCommitted:
+        """Run a level, judge it, commit it. Nothing of it is lost if the server dies: that is its result."""
+        offset = self._requests.offset
+        first_sample = len(self._samples)
+        records: list[RequestRecord] = []
+        demanded: list[Request] = []
+        bad = 0
+
+        def on_record(record: RequestRecord) -> None:
+            self._requests.append(record)
+            records.append(record)
+            self._progress.record(record)
+
+        def stop_early(record: RequestRecord) -> str | None:
+            nonlocal bad
+            bad += not is_good(record, self._plan.slo)
+            return decided_early(bad, spec.requests, self._plan.slo)
+
+        with _abort_on(died) as abort:
+            run = await run_closed(
+                spec,
+                measured=_remember(self._draws(spec, "measured"), demanded),
+                other=self._draws(spec, "other"),
+                send=self._sender.send,
+                on_record=on_record,
+                stop_early=stop_early,
+                abort=abort,
+            )
+        hard_break = await self._hard_break(records, died)
+        if hard_break is None:
+            await self._settle(died)
+        self._requests.sync()
+        self._samples_file.sync()
+        samples = self._samples[first_sample:]
+        stats = level_stats(run, records, samples, self._plan.slo)
+        commit = LevelCommitted(
+            at_ns=now_ns(),
+            cell=self._cell.id,
+            attempt=self._attempt,
+            level=level,
+            run=run,
+            stats=stats,
+            verdict=judge_level(run, stats, records, samples, self._plan.slo, hard_break=hard_break),
+            offset=offset,
+            length=self._requests.offset - offset,
+            workload_sha256=requests_sha256(demanded),
+        )
+        self._journal.commit(commit)
+        return commit
+
+    def _draws(self, spec: LevelSpec, part: str) -> Iterator[Request]:
+        """Stratified draws of the level's size, one after another, each with a seed of its own."""
+        workload = self._plan.workload(self._cell)
+        context = self._cell.workload.context_tokens or self._cell.deployment.context_tokens
+        for number in itertools.count():
+            seed = level_seed(spec.seed, self._cell.workload.name, spec.concurrency, part, number)
+            yield from workload.draw(seed, spec.requests, context)
+
+    async def _hard_break(self, records: list[RequestRecord], died: asyncio.Task[ServerFailure]) -> str | None:
+        """Class of the server's death, if it died; refused or reset connections get it a moment to be noticed."""
+        lost = any(r.failure is not None and r.failure.kind in ("refused", "reset", "cancelled") for r in records)
+        if lost and not died.done():
+            await asyncio.wait({died}, timeout=_DEATH_GRACE_S)
+        return died.result().failure_class if died.done() else None
+
+    async def _settle(self, died: asyncio.Task[ServerFailure]) -> None:
+        """Wait until the engine says that nothing runs or waits; engines that do not report it are taken as idle."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SETTLE_S):
+                while self._busy() and not died.done():
+                    self._sampled.clear()
+                    await self._sampled.wait()
+
+    def _busy(self) -> bool:
+        latest = next((s for s in reversed(self._samples) if s.source == "engine"), None)
+        if latest is None or latest.at_ns < now_ns() - 5 * NS_PER_S:
+            return False
+        return latest.values.get("running", 0.0) + latest.values.get("waiting", 0.0) > 0
+
+    def _on_sample(self, sample: Sample) -> None:
+        self._samples.append(sample)
+        self._samples_file.append(sample)
+        self._sampled.set()
+        if (memory := memory_of(sample)) is not None:
+            self._progress.memory(sample.source, memory)
+
+
+def _remember(requests: Iterator[Request], into: list[Request]) -> Iterator[Request]:
+    for request in requests:
+        into.append(request)
+        yield request
+
+
+@contextlib.contextmanager
+def _abort_on(died: asyncio.Task[ServerFailure]) -> Iterator[asyncio.Future[str]]:
+    """A future that tells the load to end at once when the server is gone."""
+    abort: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def tell(_: object) -> None:
+        if not abort.done():
+            abort.set_result("the server died")
+
+    died.add_done_callback(tell)
+    try:
+        yield abort
+    finally:
+        died.remove_done_callback(tell)
+
+
+async def _prompt_maker(
+    server: Server, wire: Wire, model: str, plan: Plan, headers: dict[str, str], limits: RequestLimits
+) -> PromptMaker:
+    """Token ids where the stack takes them; else text whose tokens per word are measured on the server itself."""
+    if wire.takes_token_ids:
+        return PromptMaker(form="token_ids", vocab_size=plan.model.vocab_size)
+    draft = PromptMaker(form="text", vocab_size=None)
+    counts: list[tuple[int, int]] = []
+    async with Sender(
+        base_url=server.base_url, wire=wire, model=model, prompt=draft.prompt, headers=headers, limits=limits
+    ) as sender:
+        for seq, words in enumerate(_CALIBRATION_TOKENS):
+            seed = level_seed(0, "calibration", words, "", 0)
+            request = Request(seq=seq, prompt_tokens=words, output_tokens=2, prompt_seed=seed)
+            record = await sender.send(request, seq=seq, phase="warmup", due_ns=now_ns())
+            if record.in_tokens is not None:
+                counts.append((words, record.in_tokens))
+    if len(counts) < 2:
+        return draft
+    (words_a, tokens_a), (words_b, tokens_b) = counts
+    per_word = (tokens_b - tokens_a) / (words_b - words_a)
+    if per_word <= 0:
+        return draft
+    return PromptMaker(
+        form="text", vocab_size=None, tokens_per_word=per_word, overhead_tokens=round(tokens_a - per_word * words_a)
+    )

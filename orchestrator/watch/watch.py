@@ -1,0 +1,158 @@
+"""Everything that is watched while a server is under load: one thread a source, one `Sample` a tick.
+
+Each source is read in a thread of its own, on the grid start + k * interval. A reading that takes longer than the
+interval skips the ticks that it missed; one source that hangs delays no other, and none ever blocks the event loop. A
+source that fails is absent and is reported once, in `Watch.notes`; it is tried again at each tick.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+
+from orchestrator.clock import NS_PER_S, now_ns
+from orchestrator.errors import LoadproofError
+from orchestrator.records import Sample
+from orchestrator.watch.engine import engine_reader
+from orchestrator.watch.gpu import gpu_reader
+from orchestrator.watch.host import HostReader, TreeReader
+
+Read = Callable[[], dict[str, float]]
+"""One blocking reading of a source; values that were not reported are absent."""
+PATIENCE_S = 1.0
+"""How long the end of a watch waits for readings under way; a thread that hangs longer is left behind (a daemon)."""
+MAX_NOTE_CHARACTERS = 300
+
+
+def _no_pids() -> Sequence[int]:
+    return ()
+
+
+def _no_usage() -> dict[str, float]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be watched. The callables may block; each is called in a thread, by one thread at a time."""
+
+    metric_values: Callable[[str], dict[str, float]]
+    """Text of the metrics page -> canonical values (`Stack.metric_values`)."""
+    base_url: str | None = None
+    metrics_path: str | None = None
+    """None: the engine has no metrics page."""
+    pids: Callable[[], Sequence[int]] = _no_pids
+    """The server's process tree, in the host's numbers; empty for a server that is not ours."""
+    usage: Callable[[], dict[str, float]] = _no_usage
+    """What the container engine says; {} where there is no container."""
+    gpus: tuple[str, ...] = ()
+    """UUIDs."""
+
+
+@dataclass
+class _Source:
+    """One source and how it fared; written by its thread alone."""
+
+    name: str
+    open: Callable[[], AbstractContextManager[Read]]
+    read: int = 0
+    failed: int = 0
+    note: str = ""
+
+    def failure(self, error: Exception) -> None:
+        self.failed += 1
+        if not self.note:
+            told = str(error) if isinstance(error, LoadproofError) else f"{type(error).__name__}: {error}"
+            self.note = " ".join(told.split())[:MAX_NOTE_CHARACTERS]
+
+
+class Watch:
+    """A watch that runs. Its threads end with the `async with` that made it."""
+
+    def __init__(self, sources: Sequence[_Source], sink: Callable[[Sample], None], interval_s: float) -> None:
+        self._sources = tuple(sources)
+        self._sink = sink
+        self._interval_ns = round(interval_s * NS_PER_S)
+        self._loop = asyncio.get_running_loop()
+        self._stop = threading.Event()
+        self._ended = asyncio.Event()
+        self._alive = len(self._sources)
+        self.sink_error: Exception | None = None
+        """The first error of the sink (a full disk); nothing is delivered after it."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """One sentence for each source that failed, with how often."""
+        return tuple(
+            f"{source.name}: {source.note} ({source.failed} of {source.read + source.failed} readings failed)"
+            for source in self._sources
+            if source.failed
+        )
+
+    def readings(self) -> dict[str, int]:
+        """Readings that gave at least one value, by source."""
+        return {source.name: source.read for source in self._sources}
+
+    def start(self) -> None:
+        start_ns = now_ns()
+        for source in self._sources:
+            # A daemon: a device that hangs must not keep the program from ending.
+            threading.Thread(
+                target=self._follow, args=(source, start_ns), name=f"watch {source.name}", daemon=True
+            ).start()
+
+    async def stop(self) -> None:
+        """Read no more; wait for readings under way, for a moment."""
+        self._stop.set()
+        if self._alive:
+            try:
+                await asyncio.wait_for(self._ended.wait(), PATIENCE_S)
+            except TimeoutError:
+                self._ended.set()
+        self._sink = _drop
+
+    # --- in the loop's thread ---
+
+    def _deliver(self, sample: Sample) -> None:
+        if self.sink_error is not None:
+            return
+        try:
+            self._sink(sample)
+        except Exception as error:  # kept for the end of the watch: a callback of the loop has nobody to raise to
+            self.sink_error = error
+
+    def _count_end(self) -> None:
+        self._alive -= 1
+        if not self._alive:
+            self._ended.set()
+
+    # --- in a source's thread ---
+
+    def _follow(self, source: _Source, start_ns: int) -> None:
+        try:
+            with source.open() as read:
+                self._poll(source, read, start_ns)
+        except Exception as error:  # a device or an engine may fail in any way; the run goes on and the note says so
+            source.failure(error)
+        finally:
+            self._in_loop(self._count_end)
+
+    def _poll(self, source: _Source, read: Read, start_ns: int) -> None:
+        due_ns = start_ns
+        while not self._stop.wait(max(0, due_ns - now_ns()) / NS_PER_S):
+            try:
+                values = read()
+            except Exception as error:  # as above: of one reading
+                source.failure(error)
+            else:
+                at_ns = now_ns()
+                if values:
+                    source.read += 1
+                    self._in_loop(self._deliver, Sample(at_ns=at_ns, source=source.name, values=values))
+            due_ns = next_tick(due_ns, now_ns(), self._interval_ns)
+
+    def _in_loop[**P](self, call: Callable[P, None], *arguments: P.args) -> None:
+        raise NotImplementedError
