@@ -232,8 +232,12 @@ class Journal:
         if not files.journal.exists():
             raise JournalError(f"{root} is not a run directory: it holds no journal.jsonl.")
         lines = Lines(files.journal)
-        lines.lock()
-        events = read_events(root)
+        try:
+            lines.lock()
+            events = read_events(root)
+        except JournalError:
+            lines.close()
+            raise
         data = files.journal.read_bytes()
         whole = data.rfind(b"\n") + 1
         if whole < len(data):

@@ -1,0 +1,51 @@
+# Two commands do everything: `make demo` and `make test`. Both make .venv themselves.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
+
+.PHONY: demo test lint format bench-client bench-memory build clean
+
+demo: $(VENV)/.demo            ## the main job on this machine: real llama.cpp, three weight formats, a report
+	$(BIN)/loadproof demo $(ARGS)
+
+test: $(VENV)/.dev             ## all tests; what the machine lacks is skipped with its reason
+	-$(BIN)/loadproof demo --prepare
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev             ## style, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench-client: $(VENV)/.dev     ## how true and how light the client's clock is
+	$(BIN)/python benchmarks/client.py $(ARGS)
+
+bench-memory: $(VENV)/.dev     ## the predicted memory bill against public measurements
+	$(BIN)/python benchmarks/memory.py $(ARGS)
+
+build: $(VENV)/.dev            ## wheel and sdist into dist/
+	$(BIN)/python -m build
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "loadproof needs Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "Python's venv module is missing: apt-get install python3-venv" >&2; exit 1; }
+	$(PIP) install -U "pip>=25.1"
+
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml
+	$(PIP) install -e ".[demo]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(PIP) install --group dev
+	@touch $@
