@@ -159,7 +159,7 @@ def require_free(path: Path, least_bytes: int) -> None:
     free = free_bytes(path)
     if free < least_bytes:
         raise HostError(
-            f"The disk under {path} has {free / 1024**2:,.0f} MiB left, and the run needs {least_bytes / 1024**2:,.0f}.",
+            f"The disk under {path} has {free >> 20:,} MiB left, and the run needs {least_bytes >> 20:,} MiB.",
             "Free some space, or put the run elsewhere with --out.",
         )
 
@@ -173,7 +173,7 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
     In a container the path that the kernel names may not exist below the mount; then the mount itself is our group.
     """
     for line in _text(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        controllers, _, path = line.partition(":")[2].partition(":")
         if controllers and controller not in controllers.split(","):
             continue
         base = root / "sys/fs/cgroup" / (controller if controllers else "")

@@ -43,7 +43,7 @@ _NOT_REPORTED = frozenset(
         pynvml.NVML_ERROR_UNKNOWN,
     }
 )
-"""Error codes that mean "this card, driver or user does not get this value". Others (a lost card) are for the caller."""
+"""Errors that mean: this card, driver or user does not get this value. Others (a lost card) are the caller's."""
 
 _ROOT_PID_NAMESPACE = 0xEFFFFFFC
 """Inode of the kernel's first pid namespace (PROC_PID_INIT_INO in include/linux/proc_ns.h)."""

@@ -16,6 +16,8 @@ PROC = Path("/proc")
 PSS_DUTY = 0.05
 """Largest share of one processor that reading PSS may take. The kernel walks every mapped page for it: milliseconds for
 a small server, a second for one that maps a hundred gigabytes of weights; such a tree is read less often."""
+LEAST_S = 0.05
+"""Shares of a shorter time would be noise: the kernel counts processor time in ticks of 1 to 10 ms."""
 
 
 class ProcessUse(NamedTuple):
@@ -115,11 +117,16 @@ class HostReader:
 
     def read(self) -> dict[str, float]:
         before, now = self._before, self._count()
-        self._before = now
         elapsed_s = (now.at_ns - before.at_ns) / NS_PER_S
-        return {
+        levels = {
             "memory_available_bytes": float(psutil.virtual_memory().available),
             "swap_used_bytes": float(psutil.swap_memory().used),
+        }
+        if elapsed_s < LEAST_S:
+            return levels
+        self._before = now
+        return {
+            **levels,
             **cpu_shares(before.cpu, now.cpu),
             **stall_shares(before.stalled_us, now.stalled_us, elapsed_s),
             **quota_wait(before.throttled_s, now.throttled_s, elapsed_s),

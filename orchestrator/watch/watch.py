@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 from orchestrator.clock import NS_PER_S, now_ns
 from orchestrator.errors import LoadproofError
@@ -58,7 +59,7 @@ class _Source:
 
     name: str
     open: Callable[[], AbstractContextManager[Read]]
-    read: int = 0
+    answered: int = 0
     failed: int = 0
     note: str = ""
 
@@ -87,14 +88,14 @@ class Watch:
     def notes(self) -> tuple[str, ...]:
         """One sentence for each source that failed, with how often."""
         return tuple(
-            f"{source.name}: {source.note} ({source.failed} of {source.read + source.failed} readings failed)"
+            f"{source.name}: {source.failed} of {source.failed + source.answered} readings failed; first: {source.note}"
             for source in self._sources
             if source.failed
         )
 
     def readings(self) -> dict[str, int]:
         """Readings that gave at least one value, by source."""
-        return {source.name: source.read for source in self._sources}
+        return {source.name: source.answered for source in self._sources}
 
     def start(self) -> None:
         start_ns = now_ns()
@@ -107,12 +108,13 @@ class Watch:
     async def stop(self) -> None:
         """Read no more; wait for readings under way, for a moment."""
         self._stop.set()
-        if self._alive:
-            try:
+        try:
+            if self._alive:
                 await asyncio.wait_for(self._ended.wait(), PATIENCE_S)
-            except TimeoutError:
-                self._ended.set()
-        self._sink = _drop
+        except TimeoutError:  # `_drop` takes what the late ones still say
+            return
+        finally:
+            self._sink = _drop
 
     # --- in the loop's thread ---
 
@@ -150,9 +152,54 @@ class Watch:
             else:
                 at_ns = now_ns()
                 if values:
-                    source.read += 1
+                    source.answered += 1
                     self._in_loop(self._deliver, Sample(at_ns=at_ns, source=source.name, values=values))
             due_ns = next_tick(due_ns, now_ns(), self._interval_ns)
 
-    def _in_loop[**P](self, call: Callable[P, None], *arguments: P.args) -> None:
-        raise NotImplementedError
+    def _in_loop(self, call: Callable[..., None], *arguments: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(call, *arguments)
+        except RuntimeError:  # the loop is closed: this thread outlived the run, and nobody listens any more
+            self._stop.set()
+
+
+@asynccontextmanager
+async def watching(target: Target, sink: Callable[[Sample], None], *, interval_s: float = 1.0) -> AsyncIterator[Watch]:
+    """Samples of everything that `target` names go to `sink`, in the loop's thread, for as long as the body runs.
+
+    Raises what `sink` raised, at the end, unless the body itself failed.
+    """
+    watch = Watch(_sources(target), sink, interval_s)
+    watch.start()
+    try:
+        yield watch
+    finally:
+        await watch.stop()
+    if watch.sink_error is not None:
+        raise watch.sink_error
+
+
+def next_tick(due_ns: int, now_ns: int, interval_ns: int) -> int:
+    """The first point of the grid through `due_ns` that is after now: ticks that were missed are skipped."""
+    if now_ns < due_ns:
+        return due_ns
+    return due_ns + ((now_ns - due_ns) // interval_ns + 1) * interval_ns
+
+
+def _sources(target: Target) -> list[_Source]:
+    tree = TreeReader(target.pids)
+    sources = [
+        _Source("host", lambda: nullcontext(HostReader().read)),
+        _Source("tree", lambda: nullcontext(tree.read)),
+        _Source("container", lambda: nullcontext(target.usage)),
+    ]
+    if target.base_url is not None and target.metrics_path is not None:
+        scraped = engine_reader(target.base_url, target.metrics_path, target.metric_values)
+        sources.append(_Source("engine", lambda: scraped))
+    # A card never waits for the list of pids: it takes the last one that the tree's reading saw.
+    sources += [_Source(f"gpu:{uuid}", partial(gpu_reader, uuid, lambda: tree.seen)) for uuid in target.gpus]
+    return sources
+
+
+def _drop(sample: Sample) -> None:
+    """Where samples go that come after the end."""
