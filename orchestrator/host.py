@@ -131,19 +131,16 @@ def file_limits() -> tuple[int | None, int | None]:
     return _finite(soft), _finite(hard)
 
 
-def raise_file_limit(files: int) -> None:
-    """Let us have `files` files open (each stream is one). Raises `HostError` if the system does not."""
+def raise_file_limit(files: int) -> int | None:
+    """Let us have `files` files open (each stream is one), or as many as we may; returns the limit that holds now."""
     soft, hard = file_limits()
     if sys.platform == "win32" or soft is None or soft >= files:
-        return
+        return soft
     import resource
 
-    if hard is not None and hard < files:
-        raise HostError(
-            f"This run needs {files} open files, and the system allows at most {hard}.",
-            f"Raise the hard limit (`ulimit -Hn {files}` as root, or LimitNOFILE of the service).",
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, resource.RLIM_INFINITY if hard is None else hard))
+    wanted = files if hard is None else min(files, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, resource.RLIM_INFINITY if hard is None else hard))
+    return wanted
 
 
 def free_bytes(path: Path) -> int:

@@ -6,7 +6,7 @@ Readers ignore unknown keys (msgspec's default) and refuse a newer `SCHEMA`.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -325,6 +325,45 @@ class ServerFailure(Record, frozen=True, kw_only=True):
     oom_killed: bool | None = None
 
 
+# --- what the plan asked for ------------------------------------------------------------------------------------
+
+
+class AskedCell(Record, frozen=True, kw_only=True):
+    """One cell as the plan resolved it: what a reader must know without the plan's models, traces and secrets."""
+
+    cell: str
+    deployment: str
+    workload: str
+    stack: str = ""
+    launch: str = ""
+    model: str = ""
+    quantization: str | None = None
+    kv_dtype: str = "auto"
+    dtype: str = "auto"
+    context_tokens: int | None = None
+    max_concurrency: int | None = None
+    gpus: tuple[str, ...] = ()
+    workload_title: str = ""
+    workload_source: str = ""
+    mean_prompt_tokens: float | None = None
+    mean_output_tokens: float | None = None
+    lengths_forced: bool = True
+    """The dialect can demand an exact output length."""
+    search: dict[str, Any] = {}
+    """`orchestrator.judge.search.SearchRules` as plain values."""
+    notes: tuple[str, ...] = ()
+    """What this combination of stack and settings cannot show, one sentence each."""
+
+
+class Asked(Record, frozen=True, kw_only=True):
+    """The question of a run, fixed before its first level."""
+
+    title: str = ""
+    slo: Slo = Slo()
+    cells: tuple[AskedCell, ...] = ()
+    budget_minutes: float | None = None
+
+
 # --- the journal ------------------------------------------------------------------------------------------------
 
 
@@ -344,6 +383,7 @@ class RunOpened(Event, frozen=True, kw_only=True, tag="run-opened"):
     """Where the plan lay: relative paths in it start there."""
     overrides: tuple[str, ...] = ()
     host: dict[str, str | float | None] = {}
+    asked: Asked | None = None
     pid: int
     pid_started: float
     resumed: bool = False

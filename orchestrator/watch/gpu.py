@@ -118,6 +118,11 @@ def gpu_uuids(asked: Sequence[str], gpus: Sequence[GpuInfo]) -> tuple[str, ...]:
 
     ``all`` and the number of a split card mean its instances. Raises `HostError` for a device that is not here.
     """
+    if asked and not gpus:
+        raise HostError(
+            "No NVIDIA GPU can be seen on this machine.",
+            "`loadproof doctor` says what its driver lacks, if it has one.",
+        )
     if "all" in asked:
         return tuple(gpu.uuid for gpu in gpus if gpu.parent_uuid is not None or not gpu.mig)
     found: dict[str, None] = {}
@@ -202,7 +207,7 @@ def _matching(name: str, gpus: Sequence[GpuInfo]) -> tuple[str, ...]:
         chosen = exact or [gpu for gpu in gpus if len(name) > len("GPU-") and gpu.uuid.startswith(name)]
         chosen = chosen if len(chosen) == 1 else []
     if not chosen:
-        here = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in gpus) or "none"
+        here = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in gpus)
         raise HostError(f"The GPU {name!r} is not on this machine; here: {here}.", "Name one of these in `gpus`.")
     return tuple(gpu.uuid for gpu in chosen)
 

@@ -13,12 +13,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import NoReturn
 
 from orchestrator.clock import NS_PER_S, now_ns
-from orchestrator.errors import LoadproofError
+from orchestrator.errors import HostError, LoadproofError
 from orchestrator.records import Sample
 from orchestrator.watch.engine import engine_reader
-from orchestrator.watch.gpu import gpu_reader
+from orchestrator.watch.gpu import gpu_reader, gpu_uuids, list_gpus
 from orchestrator.watch.host import HostReader, TreeReader
 
 Read = Callable[[], dict[str, float]]
@@ -50,7 +51,7 @@ class Target:
     usage: Callable[[], dict[str, float]] = _no_usage
     """What the container engine says; {} where there is no container."""
     gpus: tuple[str, ...] = ()
-    """UUIDs."""
+    """As a plan names them: numbers, UUIDs, or ``all``."""
 
 
 @dataclass
@@ -169,7 +170,7 @@ async def watching(target: Target, sink: Callable[[Sample], None], *, interval_s
 
     Raises what `sink` raised, at the end, unless the body itself failed.
     """
-    watch = Watch(_sources(target), sink, interval_s)
+    watch = Watch(await asyncio.to_thread(_sources, target), sink, interval_s)
     watch.start()
     try:
         yield watch
@@ -196,9 +197,21 @@ def _sources(target: Target) -> list[_Source]:
     if target.base_url is not None and target.metrics_path is not None:
         scraped = engine_reader(target.base_url, target.metrics_path, target.metric_values)
         sources.append(_Source("engine", lambda: scraped))
-    # A card never waits for the list of pids: it takes the last one that the tree's reading saw.
-    sources += [_Source(f"gpu:{uuid}", partial(gpu_reader, uuid, lambda: tree.seen)) for uuid in target.gpus]
-    return sources
+    return sources + _gpu_sources(target.gpus, lambda: tree.seen)
+
+
+def _gpu_sources(asked: Sequence[str], ours: Callable[[], Sequence[int]]) -> list[_Source]:
+    """One source a device. `ours` must not block: a card never waits for a list of pids, it takes the last one."""
+    try:
+        uuids = gpu_uuids(asked, list_gpus()) if asked else ()
+    except HostError as error:
+        return [_Source("gpu", partial(_fail_to_open, error))]
+    return [_Source(f"gpu:{uuid}", partial(gpu_reader, uuid, ours)) for uuid in uuids]
+
+
+def _fail_to_open(error: HostError) -> NoReturn:
+    """A source that is not there: its thread notes why, and ends."""
+    raise error
 
 
 def _drop(sample: Sample) -> None:

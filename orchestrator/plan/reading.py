@@ -1,0 +1,179 @@
+"""From the bytes of a TOML file to a plan, or to all of its problems at once.
+
+Plans are not trusted: they are bounded in size, and nothing in them is run while they are read.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import PlanError, Problem
+from orchestrator.plan.deployments import Surroundings, read_deployment
+from orchestrator.plan.overrides import apply_overrides
+from orchestrator.plan.plan import Plan
+from orchestrator.plan.secrets import secret_places
+from orchestrator.plan.settings import Budget, ModelSettings, Ramp, WorkloadSettings
+from orchestrator.plan.tables import Findings, shown
+from orchestrator.plan.workloads import read_workload, within_context
+from orchestrator.records import Slo
+from stacks.base import Deployment
+from workloads.workload import Workload
+
+LARGEST_PLAN_BYTES = 2**20
+MOST_ENTRIES = 256
+"""Deployments, and workloads, of one plan."""
+
+_KEYS = ("title", "seed", "model", "slo", "deployment", "workload", "ramp", "budget")
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._]|-(?!-)){0,62}[A-Za-z0-9]|[A-Za-z0-9]")
+
+
+def load_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
+    """Read a plan file. Raises PlanError with every problem of it."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(LARGEST_PLAN_BYTES + 1)
+    except OSError as error:
+        problem = Problem(str(path), f"the plan cannot be read: {error.strerror or error}.", "See examples/ for plans.")
+        raise PlanError([problem]) from error
+    return parse_plan(text, path.name, overrides, base=path.parent)
+
+
+def parse_plan(
+    text: bytes,
+    name: str,
+    overrides: Sequence[str] = (),
+    *,
+    base: Path,
+    environ: Mapping[str, str] | None = None,
+) -> Plan:
+    """A plan out of its bytes. `name` stands in messages; relative paths start at `base`; secrets must be in `environ`.
+
+    Raises PlanError with every problem.
+    """
+    document = _document(text, name)
+    findings = Findings(name)
+    apply_overrides(document, tuple(overrides), findings)
+    for key in secret_places(document):
+        remedy = 'Put it into the environment and name it: secrets = ["NAME"].'
+        findings.add(key[:100], "holds what looks like a secret, and a plan must not carry one.", remedy)
+    around = Surroundings(base.resolve(), os.environ if environ is None else environ)
+    plan = _read(document, text, around, name, tuple(overrides), findings)
+    if findings.problems:
+        raise PlanError(findings.problems)
+    return plan
+
+
+def _document(text: bytes, name: str) -> dict[str, Any]:
+    if len(text) > LARGEST_PLAN_BYTES:
+        raise PlanError([Problem(name, "is larger than 1 MiB, which no plan is.")])
+    try:
+        return tomllib.loads(text.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise PlanError([Problem(name, f"is not UTF-8 text (byte {error.start}).")]) from error
+    except (ValueError, RecursionError) as error:
+        said = str(error) if isinstance(error, tomllib.TOMLDecodeError) else _too_much(error)
+        raise PlanError([Problem(name, f"is not a plan in TOML: {said}.", "See examples/ for plans.")]) from error
+
+
+def _too_much(error: Exception) -> str:
+    return "it is nested too deeply" if isinstance(error, RecursionError) else "a number in it has too many digits"
+
+
+def _read(
+    document: dict[str, Any],
+    text: bytes,
+    around: Surroundings,
+    name: str,
+    overrides: tuple[str, ...],
+    findings: Findings,
+) -> Plan:
+    """Every table is read, whatever is wrong with the others."""
+    findings.unknown_keys(document, _KEYS, "")
+    title, seed = _title(document, findings), _seed(document, findings)
+    model = findings.read_optional(document, ModelSettings, "model")
+    slo = findings.read_optional(document, Slo, "slo")
+    ramp = findings.read_optional(document, Ramp, "ramp")
+    budget = findings.read_optional(document, Budget, "budget")
+    deployments = _deployments(document, model, around, findings)
+    workloads, lengths = _workloads(document, seed, around.base, deployments, findings)
+    _check_ramp(ramp, findings)
+    return Plan(
+        text=text,
+        path=around.base / name,
+        overrides=overrides,
+        title=title,
+        seed=seed,
+        slo=slo,
+        model=model,
+        deployments=deployments,
+        workloads=workloads,
+        ramp=ramp,
+        budget=budget,
+        lengths=lengths,
+    )
+
+
+def _title(document: Mapping[str, Any], findings: Findings) -> str:
+    title = document.get("title", "")
+    if isinstance(title, str) and len(title) <= 200:
+        return title
+    findings.add("title", f"found {shown(title)}, expected a text of at most 200 characters.")
+    return ""
+
+
+def _seed(document: Mapping[str, Any], findings: Findings) -> int:
+    seed = document.get("seed", 0)
+    if type(seed) is int and 0 <= seed < 2**63:
+        return seed
+    findings.add("seed", f"found {shown(seed)}, expected a whole number from 0.")
+    return 0
+
+
+def _deployments(
+    document: Mapping[str, Any], model: ModelSettings, around: Surroundings, findings: Findings
+) -> tuple[Deployment, ...]:
+    tables = findings.tables(document.get("deployment"), "deployment", MOST_ENTRIES)
+    read = [read_deployment(t, f"deployment[{i}]", model, around, findings) for i, t in enumerate(tables)]
+    _check_names([None if d is None else d.name for d in read], "deployment", findings)
+    return tuple(deployment for deployment in read if deployment is not None)
+
+
+def _workloads(
+    document: Mapping[str, Any], seed: int, base: Path, deployments: Sequence[Deployment], findings: Findings
+) -> tuple[tuple[WorkloadSettings, ...], dict[str, Workload]]:
+    tables = findings.tables(document.get("workload"), "workload", MOST_ENTRIES)
+    read = [read_workload(t, f"workload[{i}]", seed, base, findings) for i, t in enumerate(tables)]
+    _check_names([None if w is None else w[0].name for w in read], "workload", findings)
+    fitted = [
+        (within_context(*entry, deployments, f"workload[{i}]", findings), entry[1])
+        for i, entry in enumerate(read)
+        if entry is not None
+    ]
+    return tuple(settings for settings, _ in fitted), {settings.name: workload for settings, workload in fitted}
+
+
+def _check_names(names: Sequence[str | None], key: str, findings: Findings) -> None:
+    """Names become folders and containers: safe everywhere, and different even where case does not count."""
+    seen: dict[str, int] = {}
+    for number, name in enumerate(names):
+        if name is None:
+            continue
+        where = f"{key}[{number}].name"
+        if not _NAME.fullmatch(name):
+            rule = 'use letters, digits, ".", "_" and single "-", at most 64, a letter or digit at both ends'
+            findings.add(where, f"found {shown(name)}: {rule}.")
+        first = seen.setdefault(name.lower(), number)
+        if first != number:
+            findings.add(where, f"{shown(name)} is the name of {key}[{first}] too.", "Give each a name of its own.")
+
+
+def _check_ramp(ramp: Ramp, findings: Findings) -> None:
+    if ramp.start > ramp.max:
+        findings.add("ramp.start", f"is {ramp.start}, above ramp.max, which is {ramp.max}.")
+    if ramp.min_seconds > ramp.max_seconds:
+        findings.add("ramp.min_seconds", f"is {ramp.min_seconds:g}, above ramp.max_seconds ({ramp.max_seconds:g}).")

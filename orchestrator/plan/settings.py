@@ -1,0 +1,132 @@
+"""The tables of a plan as immutable values with their defaults, and the bounds of their numbers.
+
+Keys of a plan are the field names here, and those of `stacks.base.Deployment` and `orchestrator.records.Slo`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import msgspec
+
+
+class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """[model]: what every deployment serves unless it says otherwise."""
+
+    id: str | None = None
+    """Hub id, directory or GGUF file."""
+    revision: str | None = None
+    served_name: str | None = None
+    context_tokens: int | None = None
+    vocab_size: int | None = None
+    """Size of the vocabulary, for prompts of random token ids; None = only ids that every usual vocabulary has."""
+
+
+class WorkloadSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """[[workload]]: exactly one of `preset`, `trace`, and `prompt_tokens` with `output_tokens`."""
+
+    name: str
+    preset: str | None = None
+    trace: str | None = None
+    """Absolute path of the file."""
+    prompt_tokens: int | str | None = None
+    output_tokens: int | str | None = None
+    prompt_scale: float = 1.0
+    output_scale: float = 1.0
+    seed: int | None = None
+    """Seed of synthetic pairs; None = the plan's."""
+    context_tokens: int | None = None
+    """Pairs are cut to this context. None in the plan: the smallest context of all deployments, so that every one is
+    asked the same; in a `Cell` it is that number."""
+    levels: tuple[int, ...] = ()
+    """Concurrencies to measure instead of a search."""
+
+
+class Ramp(msgspec.Struct, frozen=True, kw_only=True):
+    """[ramp]: how the concurrency is raised and how long a level is held (METHOD.md, closed-loop level)."""
+
+    start: int = 1
+    max: int = 256
+    factor: float = 2.0
+    precision: float = 0.10
+    """The search ends when the bracket is at most this share of its upper end."""
+    confirm: int = 1
+    """Times that the last pass and the first failure are measured again."""
+    requests: int = 100
+    """Measured requests of a level: at least this many ..."""
+    requests_per_user: int = 10
+    """... and at least this many times the concurrency ..."""
+    min_seconds: float = 30.0
+    """... and for at least this long."""
+    max_seconds: float = 600.0
+    ramp_seconds: float | None = None
+    """Time over which the users of a level start; None = max(2 * expected request time, 10 s)."""
+    warmup_generations: float = 3.0
+    filler_seconds: float = 30.0
+    deadline_seconds: float = 600.0
+
+
+class Budget(msgspec.Struct, frozen=True, kw_only=True):
+    """[budget]: time for the whole run; the search is cut when it ends. None = no limit."""
+
+    minutes: float | None = None
+
+
+class Bound(NamedTuple):
+    """Allowed numbers: low <= x <= high, or low < x where `above`."""
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+
+    def holds(self, number: float) -> bool:
+        return (number > self.low if self.above else number >= self.low) and number <= self.high
+
+    def __str__(self) -> str:
+        least = f"above {self.low:,.15g}" if self.above else f"at least {self.low:,.15g}"
+        return least if self.high == math.inf else f"{least} and at most {self.high:,.15g}"
+
+
+_POSITIVE = Bound(0, above=True)
+_COUNT = Bound(1, 1_000_000)
+
+BOUNDS = {
+    "ttft_ms": _POSITIVE,
+    "tpot_ms": _POSITIVE,
+    "gap_ms": _POSITIVE,
+    "e2e_ms": _POSITIVE,
+    "attainment": Bound(0, 1, above=True),
+    "error_budget": Bound(0, 1),
+    "context_tokens": Bound(16, 100_000_000),
+    "vocab_size": Bound(16, 100_000_000),
+    "tensor_parallel": Bound(1, 1024),
+    "max_concurrency": _COUNT,
+    "max_batched_tokens": Bound(1, 100_000_000),
+    "memory_fraction": Bound(0, 1, above=True),
+    "kv_cache_bytes": Bound(1),
+    "kv_cache_tokens": Bound(1),
+    "memory_limit_bytes": Bound(1),
+    "cpus": _POSITIVE,
+    "shm_bytes": Bound(1),
+    "start_timeout_s": _POSITIVE,
+    "prompt_scale": Bound(0, 1000, above=True),
+    "output_scale": Bound(0, 1000, above=True),
+    "seed": Bound(0, 2**63 - 1),
+    "levels": _COUNT,
+    "start": _COUNT,
+    "max": _COUNT,
+    "factor": Bound(1, 100, above=True),
+    "precision": Bound(0, 1, above=True),
+    "confirm": Bound(0, 100),
+    "requests": Bound(10, 10_000_000),
+    "requests_per_user": Bound(1, 10_000),
+    "min_seconds": Bound(0, 86_400),
+    "max_seconds": Bound(1, 86_400),
+    "ramp_seconds": Bound(0, 86_400),
+    "warmup_generations": Bound(0, 1000),
+    "filler_seconds": Bound(0, 86_400),
+    "deadline_seconds": Bound(0, 86_400, above=True),
+    "minutes": Bound(0, 100_000, above=True),
+}
+"""By key; a key means the same in every table. Each element of a list is held to its key's bound."""

@@ -1,0 +1,255 @@
+"""Static SVG charts, drawn by Vega-Lite at build time: no script, no network, no font of their own.
+
+Colours are drawn as placeholders and replaced by CSS variables of the page, so that one picture serves light, dark and
+print. A verdict is told by the shape of a mark, a deployment by colour and dash; neither by colour alone.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import altair as alt
+import vl_convert
+from markupsafe import Markup, escape
+
+from reports.figures import clean
+
+WIDTH, HEIGHT = 290, 170
+SERIES = 8
+"""Colours that the page defines; further deployments take them again with another dash."""
+
+DASHES: tuple[tuple[int, ...], ...] = ((1, 0), (6, 3), (2, 2), (8, 3, 2, 3))
+SHAPES = {"PASS": "circle", "FAIL": "M-.9,-.9L.9,.9M.9,-.9L-.9,.9", "UNDECIDED": "diamond", "INVALID": "triangle-down"}
+
+_INK, _MUTED, _GRID, _SLO, _PAPER = "#5e1000", "#5e1001", "#5e1002", "#5e1003", "#5e1004"
+_VARIABLES = {_INK: "--ink", _MUTED: "--muted", _GRID: "--grid", _SLO: "--slo", _PAPER: "--paper"}
+_VARIABLES |= {f"#5e000{i}": f"--series-{i + 1}" for i in range(SERIES)}
+_VARIABLES |= {f"#5e200{i}": f"--item-{i + 1}" for i in range(4)}
+_ITEM_COLOURS = [f"#5e200{i}" for i in range(4)]
+
+_CONFIG = alt.Config(
+    background="transparent",
+    font="sans-serif",
+    aria=False,
+    view=alt.ViewConfig(stroke=None),
+    axis=alt.AxisConfig(
+        labelColor=_MUTED,
+        titleColor=_MUTED,
+        gridColor=_GRID,
+        domainColor=_GRID,
+        tickColor=_GRID,
+        labelFontSize=11,
+        titleFontSize=11,
+        titleFontWeight="normal",
+        titlePadding=8,
+        labelPadding=4,
+    ),
+)
+
+
+class Mark(NamedTuple):
+    """One level in a chart."""
+
+    concurrency: int
+    value: float | None
+    """None = no value, because too many requests failed: drawn at the upper edge."""
+    word: str
+    """PASS, FAIL, UNDECIDED or INVALID."""
+    on_line: bool
+    """The latest valid level at its concurrency."""
+
+
+class Curve(NamedTuple):
+    """One deployment in a chart."""
+
+    marks: tuple[Mark, ...]
+    bracket: tuple[int, int] | None
+    """Highest level that held, lowest that broke."""
+    slot: int
+    """Which colour and dash; the same in every chart of a report."""
+
+
+def colour_variable(slot: int) -> int:
+    """Number of the page's colour for a slot, from 1."""
+    return slot % SERIES + 1
+
+
+def dash(slot: int) -> tuple[int, ...]:
+    return DASHES[(slot + slot // SERIES) % len(DASHES)]
+
+
+def concurrency_chart(
+    curves: Sequence[Curve], *, title: str, unit: str, described: str, limit: float | None = None, share: bool = False
+) -> Markup:
+    """One quantity against concurrency, a line for each deployment, its limit and the brackets of the breaks."""
+    values = [mark.value for curve in curves for mark in curve.marks if mark.value is not None]
+    shown = [value for value in [*values, limit] if value is not None]
+    log = not share and _spread(shown) > 20
+    low, high = (0.0, 1.0) if share else _domain(shown, log=log)
+    y = alt.Y(
+        "y:Q",
+        title=f"{unit}, log scale" if log else unit,
+        scale=alt.Scale(type="log" if log else "linear", domain=[low, high], nice=False, zero=False),
+        axis=alt.Axis(
+            values=_decade_ticks(low, high) if log else alt.Undefined,
+            tickCount=5,
+            format="%" if share else ",~r",
+            grid=True,
+        ),
+    )
+    x = _concurrency_axis([mark.concurrency for curve in curves for mark in curve.marks])
+    layers = [_limit_layer(limit, y)] if limit is not None else []
+    for position, curve in enumerate(curves):
+        layers += _curve_layers(curve, x, y, high, position)
+    return _svg(alt.layer(*layers), title, described)
+
+
+def _curve_layers(curve: Curve, x: alt.X, y: alt.Y, high: float, position: int) -> list[alt.Chart]:
+    colour = f"#5e000{curve.slot % SERIES}"
+    rows = [
+        {"c": mark.concurrency, "y": high if mark.value is None else min(mark.value, high), "word": mark.word}
+        for mark in curve.marks
+    ]
+    line = [row for row, mark in zip(rows, curve.marks, strict=True) if mark.on_line]
+    layers = [
+        _chart(line).mark_line(color=colour, strokeWidth=1.75, strokeDash=list(dash(curve.slot))).encode(x=x, y=y)
+    ]
+    for word, shape in SHAPES.items():
+        if found := [row for row in rows if row["word"] == word]:
+            fill = colour if word == "PASS" else _PAPER
+            mark = _chart(found).mark_point(shape=shape, size=48, stroke=colour, strokeWidth=1.75, fill=fill, opacity=1)
+            layers.append(mark.encode(x=x, y=y))
+    if curve.bracket is not None:
+        rule = _chart([{"c": curve.bracket[0], "c2": curve.bracket[1]}])
+        bar = rule.mark_bar(height=4, color=colour, opacity=0.85)
+        layers.append(bar.encode(x=x, x2="c2:Q", y=alt.value(HEIGHT - 3 - 6 * position)))
+    return layers
+
+
+def _limit_layer(limit: float, y: alt.Y) -> alt.Chart:
+    return _chart([{"y": limit}]).mark_rule(color=_SLO, strokeWidth=1.5, strokeDash=[5, 3]).encode(y=y)
+
+
+def _chart(rows: Sequence[dict[str, Any]]) -> alt.Chart:
+    return alt.Chart(alt.Data(values=list(rows)))
+
+
+# --- memory -----------------------------------------------------------------------------------------------------
+
+
+def memory_chart(
+    servers: Sequence[Sequence[tuple[float, float]]], levels: Sequence[tuple[float, float, int]], *, described: str
+) -> Markup:
+    """Memory over time; the levels are bands with their number of users. `servers`: (seconds, bytes) line by line."""
+    highest = max((value for line in servers for _, value in line), default=1.0)
+    unit, name = (1 << 30, "GiB") if highest >= 1 << 30 else (1 << 20, "MiB")
+    end_s = max([1.0, *(line[-1][0] for line in servers if line), *(end for _, end, _ in levels)])
+    per, word = (60.0, "minutes") if end_s >= 180 else (1.0, "seconds")
+    x_scale = alt.Scale(domain=[0, end_s / per], nice=False)
+    x = alt.X("t:Q", title=f"{word} since the start of the server", scale=x_scale, axis=alt.Axis(grid=False, tickCount=6))
+    y = alt.Y("y:Q", title=name, scale=alt.Scale(domain=[0, highest / unit * 1.12], nice=False), axis=alt.Axis(tickCount=5))
+    bands = [{"t": start / per, "t2": end / per, "c": users} for start, end, users in levels]
+    layers = [_chart(bands).mark_rect(color=_GRID, opacity=0.55).encode(x=x, x2="t2:Q")] if bands else []
+    labels = [
+        {"t": (band["t"] + band["t2"]) / 2, "text": str(band["c"])}
+        for band in bands
+        if (band["t2"] - band["t"]) / (end_s / per) * WIDTH >= 8 * len(str(band["c"]))
+    ]
+    if labels:
+        text = _chart(labels).mark_text(color=_MUTED, fontSize=10, baseline="top")
+        layers.append(text.encode(x=x, y=alt.value(3), text="text:N"))
+    for line in servers:
+        rows = [{"t": at_s / per, "y": value / unit} for at_s, value in line]
+        layers.append(_chart(rows).mark_line(color="#5e0000", strokeWidth=1.75, interpolate="step-after").encode(x=x, y=y))
+    return _svg(alt.layer(*layers), "Memory over time", described)
+
+
+def bill_chart(bars: Sequence[tuple[str, Sequence[float]]], items: Sequence[str], *, described: str) -> Markup:
+    """The memory of each deployment, item by item. `bars`: (name, bytes of each item); at most four items."""
+    highest = max((sum(values) for _, values in bars), default=1.0)
+    unit, name = (1 << 30, "GiB") if highest >= 1 << 30 else (1 << 20, "MiB")
+    rows = [
+        {"bar": f"{i:03}", "item": items[j], "order": j, "y": value / unit}
+        for i, (_, values) in enumerate(bars)
+        for j, value in enumerate(values)
+    ]
+    colour = alt.Color("item:N", scale=alt.Scale(domain=list(items), range=_ITEM_COLOURS[: len(items)]), legend=None)
+    chart = (
+        _chart(rows)
+        .mark_bar(height=20, stroke=_PAPER, strokeWidth=1)
+        .encode(
+            x=alt.X("y:Q", title=name, stack="zero", axis=alt.Axis(tickCount=6, grid=True)),
+            y=alt.Y("bar:N", title=None, axis=None, scale=alt.Scale(paddingInner=0.5, paddingOuter=0.4)),
+            color=colour,
+            order=alt.Order("order:Q"),
+        )
+    )
+    names = [{"bar": f"{i:03}", "text": clean(bar, 48)} for i, (bar, _) in enumerate(bars)]
+    label = _chart(names).mark_text(align="left", dy=-17, color=_INK, fontSize=11, limit=WIDTH)
+    label = label.encode(y=alt.Y("bar:N"), x=alt.value(0), text="text:N")
+    return _svg(alt.layer(chart, label), "Memory by item", described, height=46 * max(1, len(bars)))
+
+
+# --- axes -------------------------------------------------------------------------------------------------------
+
+
+def _concurrency_axis(levels: Sequence[int]) -> alt.X:
+    low, high = min(levels, default=1), max(levels, default=1)
+    log = high >= 8 * low
+    ticks: list[float] = [2.0**i for i in range(math.floor(math.log2(low)), math.ceil(math.log2(high)) + 1)]
+    domain = [low / 1.15, high * 1.15] if log else [low - max(0.5, (high - low) * 0.06), high + max(0.5, (high - low) * 0.06)]
+    return alt.X(
+        "c:Q",
+        title="concurrent users" + (", log scale" if log else ""),
+        scale=alt.Scale(type="log", base=2, domain=domain, nice=False)
+        if log
+        else alt.Scale(domain=domain, nice=False, zero=False),
+        axis=alt.Axis(
+            values=[tick for tick in ticks if domain[0] <= tick <= domain[1]] if log else alt.Undefined,
+            tickMinStep=1,
+            tickCount=8,
+            format="d",
+            grid=False,
+        ),
+    )
+
+
+def _spread(values: Sequence[float]) -> float:
+    positive = [value for value in values if value > 0]
+    return max(positive) / min(positive) if positive else 1.0
+
+
+def _domain(values: Sequence[float], *, log: bool) -> tuple[float, float]:
+    highest = max(values, default=1.0) or 1.0
+    if not log:
+        return 0.0, highest * 1.08
+    return min(value for value in values if value > 0) / 1.3, highest * 1.3
+
+
+def _decade_ticks(low: float, high: float) -> list[float]:
+    """1, 2, 5 times powers of ten within the domain; powers of ten alone where that gives more than eight."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1, 2, 5), (1,)):
+        ticks = [step * 10.0**decade for decade in decades for step in steps]
+        ticks = [round(tick, 9) for tick in ticks if low <= tick <= high]
+        if len(ticks) <= 8:
+            break
+    return ticks
+
+
+# --- from specification to page ---------------------------------------------------------------------------------
+
+
+def _svg(chart: alt.LayerChart, title: str, described: str, height: int = HEIGHT) -> Markup:
+    """The drawing as an element of the page: colours by variable, scaled to its place, told to screen readers."""
+    chart = chart.properties(width=WIDTH, height=height, padding=4)
+    chart.config = _CONFIG
+    drawn = vl_convert.vegalite_to_svg(chart.to_dict())
+    body = re.sub(r"#5e[0-9a-f]{4}", lambda found: f"var({_VARIABLES[found[0]]})", drawn)
+    body = re.sub(r' (?:role|aria-roledescription|aria-hidden|xmlns:xlink|version|pointer-events)="[^"]*"', "", body)
+    body = re.sub(r'<path class="(?:foreground|background)"[^>]*/>', "", body)
+    label = escape(clean(f"{title}. {described}", 600))
+    return Markup(body.replace('class="marks"', f'class="chart" role="img" aria-label="{label}"', 1))  # noqa: S704

@@ -1,0 +1,89 @@
+"""Numbers as people read them: with units, three digits that mean something, and words for what is not there."""
+
+from __future__ import annotations
+
+import math
+
+NONE = "–"
+"""Not reported. Never printed as 0."""
+
+_CLIP = 4000
+"""Most characters of one value in a report."""
+
+_UNSAFE = {code: "�" for code in (*range(32), *range(127, 160), *range(0xD800, 0xE000)) if code not in (9, 10)}
+_UNSAFE |= dict.fromkeys((0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF), "�")
+
+
+def clean(text: str, limit: int = _CLIP) -> str:
+    """Untrusted text for a page: control characters, lone surrogates and marks that turn the direction of writing are
+    shown as �; what is over the limit is left out and counted."""
+    shown = text[:limit].translate(_UNSAFE)
+    return shown if len(text) <= limit else f"{shown} … ({len(text) - limit:,} characters left out)"
+
+
+def significant(value: float | None, digits: int = 3) -> str:
+    """Three significant digits, never an exponent, thousands set apart."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    if value == 0:
+        return "0"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    rounded = round(value, decimals)
+    if abs(rounded) >= 10 ** (digits - 1):
+        decimals = 0
+    return f"{rounded:,.{min(decimals, 6)}f}"
+
+
+def count(value: float | None) -> str:
+    """A whole number."""
+    return NONE if value is None else f"{round(value):,}"
+
+
+def latency(ms: float | None) -> str:
+    """Milliseconds in the unit that reads best."""
+    if ms is None:
+        return NONE
+    return f"{significant(ms / 1000)} s" if ms >= 10_000 else f"{significant(ms)} ms"
+
+
+def size(value: float | None) -> str:
+    """Bytes in MiB or GiB."""
+    if value is None:
+        return NONE
+    unit, name = (1 << 30, "GiB") if abs(value) >= 1 << 30 else (1 << 20, "MiB")
+    return f"{significant(value / unit)} {name}"
+
+
+def percent(share: float | None) -> str:
+    """A share of 1 with one decimal; 100 % and 0 % only where they are exact."""
+    if share is None:
+        return NONE
+    shown = f"{share * 100:.1f}"
+    if share < 1 and shown == "100.0":
+        return "> 99.9 %"
+    if share > 0 and shown == "0.0":
+        return "< 0.1 %"
+    return f"{shown.removesuffix('.0') if share in (0, 1) else shown} %"
+
+
+def points(share: float) -> str:
+    """A difference of two shares, in percentage points."""
+    return f"{abs(share) * 100:.1f} points"
+
+
+def change(new: float, old: float) -> str:
+    """A change relative to `old`, signed: ``-64 %``."""
+    return f"{(new / old - 1) * 100:+.0f} %".replace("-", "−")
+
+
+def duration(s: float | None) -> str:
+    """Seconds as ``9.4 s``, ``3 min 7 s``, ``1 h 2 min``."""
+    if s is None:
+        return NONE
+    if s < 60:
+        return f"{significant(s)} s"
+    minutes, rest = divmod(round(s), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"

@@ -1,0 +1,380 @@
+"""Every number of a report, as one value: `result.json`. Derived from the run directory alone; the HTML shows nothing else.
+
+Verdicts stand in the journal and are judged again here from the raw records; a level whose two verdicts differ says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from orchestrator.clock import NS_PER_S
+from orchestrator.journal import RunFiles, hash_files
+from orchestrator.judge.level import judge_level
+from orchestrator.judge.margin import CellVerdict, cell_verdict
+from orchestrator.judge.search import Outcome, SearchRules, Stop, next_step
+from orchestrator.metrics import level_stats
+from orchestrator.records import (
+    AskedCell,
+    ClientHealth,
+    LevelStats,
+    LevelVerdict,
+    Purpose,
+    Sample,
+    ServerFailure,
+    ServerRecord,
+    Slo,
+)
+from reports.run import Attempt, Cell, Level, Run, read_run
+from reports.timeline import Span, Timeline, best_source, memory_series, source_words, thin, to_seconds
+
+RESULT_SCHEMA = 1
+"""Version of result.json. Raised when a reader of the old one would misread the new one."""
+
+Hardware = Literal["gpu", "cpu", "simulated", "unknown"]
+CellOutcome = Literal["measured", "cut", "failed", "unfinished", "not started"]
+RunOutcome = Literal["complete", "interrupted", "failed", "unfinished"]
+
+
+class LevelResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One concurrency, measured once. Times in seconds from the start of the attempt."""
+
+    level: int
+    """Order of measuring within the cell, from 0."""
+    attempt: int
+    concurrency: int
+    purpose: Purpose
+    seed: int
+    started_s: float
+    ended_s: float
+    cut: str | None
+    undrained: int
+    stats: LevelStats
+    verdict: LevelVerdict
+    health: ClientHealth
+    workload_sha256: str
+    judged_again: Literal["same", "differs"]
+    """Whether the raw records, judged by this version, give the stored verdict."""
+
+
+class Bill(msgspec.Struct, frozen=True, kw_only=True):
+    """Memory of a deployment by item, in bytes, as measured. None = no line of the engine and no sample reports it."""
+
+    weights_bytes: int | None = None
+    kv_bytes: int | None = None
+    kv_tokens: int | None = None
+    """Tokens that the KV pool holds."""
+    compute_bytes: int | None = None
+    """Compute buffers or activation peak, as the engine names them."""
+    graphs_bytes: int | None = None
+    ready_bytes: int | None = None
+    """In use before the first level."""
+    peak_bytes: int | None = None
+    """Largest seen."""
+    rest_bytes: int | None = None
+    """Peak less the items above; negative where memory is reserved but was never touched."""
+    source: str = ""
+    """What `ready_bytes` and `peak_bytes` were read from, in words."""
+
+
+class Incident(msgspec.Struct, frozen=True, kw_only=True):
+    """A server that did not come up, or died."""
+
+    attempt: int
+    failure: ServerFailure
+    log_tail: tuple[str, ...]
+    """The last lines of its log."""
+    ended_cell: bool
+    """False: the search went on with a new server."""
+
+
+class CellResult(msgspec.Struct, frozen=True, kw_only=True):
+    """Deployment x workload: what was asked, what may be said, and all the levels."""
+
+    asked: AskedCell
+    outcome: CellOutcome
+    note: str
+    verdict: CellVerdict
+    search: str
+    """How the search ended, one sentence; "" if it did not end."""
+    hardware: Hardware
+    levels: tuple[LevelResult, ...]
+    """By concurrency, then in the order of measuring."""
+    unfinished_concurrency: int | None
+    """The level that was under way when the run ended."""
+    servers: tuple[ServerRecord, ...]
+    """One for each attempt that started one; the last is the one that counts."""
+    bill: Bill
+    timeline: Timeline
+    incidents: tuple[Incident, ...]
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """A run of loadproof: the question, and for each cell the answer and what it rests on."""
+
+    schema: int
+    run_id: str
+    title: str
+    loadproof_version: str
+    wall_time: str
+    """When the run was opened, ISO 8601 with offset."""
+    outcome: RunOutcome
+    note: str
+    openings: int
+    slo: Slo
+    budget_minutes: float | None
+    host: dict[str, str | float | None]
+    plan_sha256: str
+    overrides: tuple[str, ...]
+    cells: tuple[CellResult, ...]
+    files: dict[str, str]
+    """SHA-256 of each raw file, by path within the run directory."""
+
+
+# --- levels -----------------------------------------------------------------------------------------------------
+
+
+def _level(level: Level, started_ns: int, samples: Sequence[Sample], slo: Slo) -> LevelResult:
+    commit = level.commit
+    run, verdict = commit.run, commit.verdict
+    return LevelResult(
+        level=commit.level,
+        attempt=commit.attempt,
+        concurrency=run.spec.concurrency,
+        purpose=run.spec.purpose,
+        seed=run.spec.seed,
+        started_s=round((run.started_ns - started_ns) / NS_PER_S, 3),
+        ended_s=round((run.ended_ns - started_ns) / NS_PER_S, 3),
+        cut=run.cut,
+        undrained=run.undrained,
+        stats=commit.stats,
+        verdict=verdict,
+        health=run.health,
+        workload_sha256=commit.workload_sha256,
+        judged_again="same" if _agrees(level, samples, slo) else "differs",
+    )
+
+
+def _agrees(level: Level, samples: Sequence[Sample], slo: Slo) -> bool:
+    """Judge the level again from its raw records: the same counts and the same words?"""
+    commit = level.commit
+    records = level.records()
+    within = [sample for sample in samples if commit.run.started_ns <= sample.at_ns <= commit.at_ns]
+    stats = level_stats(commit.run, records, within, slo)
+    verdict = judge_level(commit.run, stats, records, within, slo, hard_break=commit.verdict.hard_break)
+    return (stats.offered, stats.good, stats.failed, verdict.valid, verdict.verdict) == (
+        commit.stats.offered,
+        commit.stats.good,
+        commit.stats.failed,
+        commit.verdict.valid,
+        commit.verdict.verdict,
+    )
+
+
+# --- verdict ----------------------------------------------------------------------------------------------------
+
+
+def _stop(cell: Cell) -> Stop | None:
+    """How the search of the cell ended, by replaying it; None while a step is left."""
+    history = [
+        Outcome(
+            concurrency=level.concurrency,
+            purpose=level.commit.run.spec.purpose,
+            valid=level.commit.verdict.valid,
+            verdict=level.commit.verdict.verdict,
+            hard_break=level.commit.verdict.hard_break,
+        )
+        for level in cell.history
+    ]
+    step = next_step(history, msgspec.convert(cell.asked.search, SearchRules))
+    return step if isinstance(step, Stop) else None
+
+
+def _verdict(cell: Cell, stop: Stop | None, slo: Slo) -> CellVerdict:
+    return cell_verdict(
+        [(level.commit.run, level.commit.stats, level.commit.verdict) for level in cell.history],
+        stop,
+        slo,
+        lengths_forced=cell.asked.lengths_forced,
+        failure=cell.finished.failure if cell.finished else None,
+    )
+
+
+# --- memory -----------------------------------------------------------------------------------------------------
+
+
+def _fact(server: ServerRecord | None, *names: str) -> int | None:
+    """The first of the named facts that the engine's log told, in whole units."""
+    facts = server.facts if server else {}
+    for name in names:
+        value = facts.get(name)
+        if isinstance(value, int | float):
+            return round(value)
+    return None
+
+
+def _bill(server: ServerRecord | None, timeline: Timeline) -> Bill:
+    weights, kv = _fact(server, "weights_bytes"), _fact(server, "kv_bytes")
+    compute, graphs = _fact(server, "compute_bytes", "activation_bytes"), _fact(server, "graphs_bytes")
+    rest = None
+    if timeline.peak_bytes is not None and weights is not None and kv is not None:
+        rest = timeline.peak_bytes - weights - kv - (compute or 0) - (graphs or 0)
+    return Bill(
+        weights_bytes=weights,
+        kv_bytes=kv,
+        kv_tokens=_fact(server, "kv_tokens"),
+        compute_bytes=compute,
+        graphs_bytes=graphs,
+        ready_bytes=timeline.ready_bytes,
+        peak_bytes=timeline.peak_bytes,
+        rest_bytes=rest,
+        source=timeline.source,
+    )
+
+
+def _attempt_end_ns(attempt: Attempt, levels: Sequence[Level], series: dict[str, list[tuple[int, float]]]) -> int:
+    ends = [attempt.started_ns, attempt.ready_ns or 0, attempt.stopped_ns or 0]
+    ends += [level.commit.at_ns for level in levels]
+    ends += [points[-1][0] for points in series.values()]
+    return max(ends)
+
+
+def _timeline(cell: Cell, watched: dict[int, list[Sample]]) -> Timeline:
+    """Attempts are set one after another: the clock of a resumed run may have started anew between them."""
+    series = {number: memory_series(samples) for number, samples in watched.items()}
+    peaks: dict[str, float] = {}
+    for by_source in series.values():
+        for source, points in by_source.items():
+            peaks[source] = max([peaks.get(source, 0.0), *(value for _, value in points)])
+    source = best_source(peaks)
+    lines: list[tuple[tuple[float, float], ...]] = []
+    spans: list[Span] = []
+    ready: int | None = None
+    offset_s = 0.0
+    for attempt in cell.attempts:
+        levels = [level for level in cell.history if level.commit.attempt == attempt.number]
+        points = series[attempt.number].get(source or "", [])
+        lines.append(thin(to_seconds(points, attempt.started_ns, offset_s)))
+        spans += [_span(level, attempt.started_ns, offset_s) for level in levels]
+        if levels:
+            ready = _ready_bytes(points, levels[0].commit.run.started_ns) or ready
+        offset_s += (_attempt_end_ns(attempt, levels, series[attempt.number]) - attempt.started_ns) / NS_PER_S
+    return Timeline(
+        source=source_words(source),
+        servers=tuple(lines),
+        levels=tuple(spans),
+        peak_bytes=round(peaks[source]) if source else None,
+        ready_bytes=ready,
+        on_gpu=any(s.source.startswith("gpu:") for samples in watched.values() for s in samples),
+    )
+
+
+def _span(level: Level, started_ns: int, offset_s: float) -> Span:
+    run = level.commit.run
+    start, end = (round(offset_s + (at - started_ns) / NS_PER_S, 3) for at in (run.started_ns, run.ended_ns))
+    return Span(start_s=start, end_s=end, concurrency=run.spec.concurrency)
+
+
+def _ready_bytes(points: Sequence[tuple[int, float]], first_level_ns: int) -> int | None:
+    before = [value for at_ns, value in points if at_ns <= first_level_ns]
+    return round(before[-1]) if before else None
+
+
+# --- cells ------------------------------------------------------------------------------------------------------
+
+
+def _hardware(cell: Cell, timeline: Timeline) -> Hardware:
+    server = cell.server
+    if cell.asked.stack == "simulated" or (server is not None and server.facts.get("simulated")):
+        return "simulated"
+    if timeline.on_gpu or cell.asked.gpus:
+        return "gpu"
+    if server is None or server.launch == "external":
+        return "unknown"
+    return "cpu"
+
+
+def _outcome(cell: Cell) -> CellOutcome:
+    if cell.finished is not None:
+        return cell.finished.outcome
+    return "unfinished" if cell.attempts else "not started"
+
+
+def _incidents(cell: Cell) -> Iterator[Incident]:
+    final = cell.finished.failure if cell.finished else None
+    for attempt in cell.attempts:
+        if attempt.failure is not None:
+            last = attempt is cell.attempts[-1]
+            yield Incident(
+                attempt=attempt.number,
+                failure=attempt.failure,
+                log_tail=attempt.log_tail(),
+                ended_cell=last and final is not None,
+            )
+    if final is not None and not (cell.attempts and cell.attempts[-1].failure):
+        yield Incident(attempt=len(cell.attempts), failure=final, log_tail=(), ended_cell=True)
+
+
+def _cell(cell: Cell, slo: Slo) -> CellResult:
+    watched = {attempt.number: attempt.samples() for attempt in cell.attempts}
+    started = {attempt.number: attempt.started_ns for attempt in cell.attempts}
+    timeline = _timeline(cell, watched)
+    stop = _stop(cell)
+    return CellResult(
+        asked=cell.asked,
+        outcome=_outcome(cell),
+        note=cell.finished.note if cell.finished else "",
+        verdict=_verdict(cell, stop, slo),
+        search=stop.why if stop else "",
+        hardware=_hardware(cell, timeline),
+        levels=tuple(
+            _level(level, started[level.commit.attempt], watched[level.commit.attempt], slo) for level in cell.levels
+        ),
+        unfinished_concurrency=cell.unfinished.concurrency if cell.unfinished else None,
+        servers=tuple(attempt.server for attempt in cell.attempts if attempt.server is not None),
+        bill=_bill(cell.server, timeline),
+        timeline=timeline,
+        incidents=tuple(_incidents(cell)),
+    )
+
+
+def result(run: Run) -> Result:
+    """Every number of a run's report. Levels are read and judged one by one: memory is bounded by the largest level."""
+    opened = run.opened
+    return Result(
+        schema=RESULT_SCHEMA,
+        run_id=opened.run_id,
+        title=run.asked.title or opened.run_id,
+        loadproof_version=opened.loadproof_version,
+        wall_time=opened.wall_time,
+        outcome=run.closed.outcome if run.closed else "unfinished",
+        note=run.closed.note if run.closed else "",
+        openings=run.openings,
+        slo=run.asked.slo,
+        budget_minutes=run.asked.budget_minutes,
+        host=dict(sorted(opened.host.items())),
+        plan_sha256=opened.plan_sha256,
+        overrides=opened.overrides,
+        cells=tuple(_cell(cell, run.asked.slo) for cell in run.cells),
+        files=dict(hash_files(run.path)),
+    )
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of result.json, generated from the types above."""
+    return msgspec.json.schema(Result)
+
+
+def encode(value: Result | dict[str, Any]) -> bytes:
+    """Readable JSON with a newline at its end; the same bytes for the same value."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
+
+
+def write_result(run_dir: Path) -> Result:
+    """Write `result.json` into a run directory and return what it says."""
+    found = result(read_run(run_dir))
+    RunFiles(run_dir).result.write_bytes(encode(found))
+    return found

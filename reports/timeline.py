@@ -1,0 +1,78 @@
+"""Memory over time: which source tells it, the line to draw, the peak, and what was used before the first level."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from orchestrator.clock import NS_PER_S
+from orchestrator.records import Sample
+
+POINTS = 240
+"""Most points of a line; each keeps the largest value of its stretch, so that no peak is lost."""
+
+_NAMES = ("memory_ours_bytes", "memory_used_bytes", "pss_bytes", "rss_bytes")
+_RANK = {"gpu": 0, "container": 1, "tree": 2}
+_WORDS = {
+    "gpu": "GPU memory (fullest card)",
+    "container": "memory of the container",
+    "tree": "memory of the process tree",
+}
+
+
+class Span(msgspec.Struct, frozen=True, kw_only=True):
+    """A stretch of the time line, in seconds from the start of the cell's first server."""
+
+    start_s: float
+    end_s: float
+    concurrency: int
+    """Users of the level; 0 = the life of a server."""
+
+
+class Timeline(msgspec.Struct, frozen=True, kw_only=True):
+    """Memory of a cell's servers over time, servers set one after another."""
+
+    source: str
+    """What was read, in words; "" if nothing was."""
+    servers: tuple[tuple[tuple[float, float], ...], ...] = ()
+    """For each server its line: (seconds, bytes)."""
+    levels: tuple[Span, ...] = ()
+    peak_bytes: int | None = None
+    ready_bytes: int | None = None
+    """Just before the first level: what the server holds when it is ready and nobody asks."""
+    on_gpu: bool = False
+
+
+def memory_series(samples: Iterable[Sample]) -> dict[str, list[tuple[int, float]]]:
+    """(at_ns, bytes) by source, for the sources that tell the server's memory."""
+    series: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
+    for sample in samples:
+        if sample.source.partition(":")[0] not in _RANK:
+            continue
+        name = next((name for name in _NAMES if name in sample.values), None)
+        if name is not None:
+            series[sample.source].append((sample.at_ns, sample.values[name]))
+    return dict(series)
+
+
+def best_source(peaks: dict[str, float]) -> str | None:
+    """GPU before container before process tree; the fullest of several cards."""
+    return min(peaks, key=lambda s: (_RANK[s.partition(":")[0]], -peaks[s], s), default=None)
+
+
+def source_words(source: str | None) -> str:
+    return _WORDS[source.partition(":")[0]] if source else ""
+
+
+def thin(points: Sequence[tuple[float, float]], most: int = POINTS) -> tuple[tuple[float, float], ...]:
+    """At most `most` points of a line, each the largest value of its stretch at the time when it was read."""
+    if len(points) <= most:
+        return tuple(points)
+    edges = [len(points) * i // most for i in range(most + 1)]
+    return tuple(max(points[a:b], key=lambda point: point[1]) for a, b in zip(edges, edges[1:], strict=False))
+
+
+def to_seconds(series: Sequence[tuple[int, float]], started_ns: int, offset_s: float) -> list[tuple[float, float]]:
+    return [(round(offset_s + (at_ns - started_ns) / NS_PER_S, 3), value) for at_ns, value in series]

@@ -1,0 +1,176 @@
+"""Bytes of the weights on one rank, with everything the engine keeps beside them.
+
+    W = [ (attention + mlp - replicated)*b/tp + replicated*b + experts*be/tp + router*2 + (norms + other)*2 ] / pp
+        + pad64(vocab)*hidden*2/tp                       embedding, first pipeline rank
+        + pad64(vocab)*hidden*2/tp                       lm_head, last pipeline rank; not if tied, not for pooling models
+        + vision*2/tp + positions*2 + rotary + absorbed MLA copies
+
+Component counts are those of `models.Params`; `b` and `be` are bytes per quantised weight, per format.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from importlib import resources
+from typing import NamedTuple
+
+import msgspec
+
+from stacks.memory.formats import WeightFormat
+from stacks.memory.models import Facts, Model
+
+
+class Stage(NamedTuple):
+    """A pipeline rank: which ends of the model it holds."""
+
+    first: bool = True
+    last: bool = True
+
+
+def stages(pipeline_parallel: int) -> tuple[Stage, ...]:
+    """The distinct kinds of ranks of a pipeline."""
+    if pipeline_parallel == 1:
+        return (Stage(),)
+    ends = (Stage(True, False), Stage(False, True))
+    return ends if pipeline_parallel == 2 else (*ends, Stage(False, False))
+
+
+class Sharding(NamedTuple):
+    """Tensor and pipeline parallel sizes, and the rank that is asked about."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    stage: Stage = Stage()
+
+
+class WeightPart(NamedTuple):
+    name: str
+    bytes: float
+
+
+class Quirk(Facts, frozen=True, kw_only=True):
+    """What a published checkpoint does differently from its format's rule."""
+
+    match: str
+    format: str
+    source: str
+    group: int | None = None
+    only_mlp: bool = False
+    layers_16bit: int = 0
+    """Layers whose MLPs stay 16-bit too (first and last)."""
+
+
+@functools.cache
+def _quirks() -> tuple[Quirk, ...]:
+    text = resources.files("stacks.memory").joinpath("data", "checkpoint-quirks.json").read_bytes()
+    return msgspec.convert(msgspec.json.decode(text)["quirks"], tuple[Quirk, ...])
+
+
+def find_quirk(checkpoint: str, weights: WeightFormat) -> Quirk | None:
+    """What the checkpoint of this name is known to do differently, or None."""
+    for quirk in _quirks():
+        if quirk.format == weights.name and re.search(quirk.match, checkpoint, re.IGNORECASE):
+            return quirk
+    return None
+
+
+def _pad64(rows: int) -> int:
+    return -(-rows // 64) * 64
+
+
+def _head_bytes(model: Model, weights: WeightFormat, shards: Sharding, pooling: bool) -> list[WeightPart]:
+    table = _pad64(model.vocab) * model.hidden / shards.tensor
+    parts = []
+    if shards.stage.first:
+        parts.append(WeightPart("embedding", table * weights.embedding))
+    if not shards.stage.last or pooling:
+        return parts
+    if not model.tied_embeddings:
+        parts.append(WeightPart("lm_head", table * weights.lm_head))
+    elif not shards.stage.first:
+        # A tied head needs the table on the last rank too.
+        parts.append(WeightPart("lm_head", table * weights.embedding))
+    return parts
+
+
+def _replicated_params(model: Model) -> int:
+    """MLA down-projections, which every tensor-parallel rank holds whole."""
+    if model.mla is None:
+        return 0
+    return model.layers * model.hidden * (
+        model.mla.kv_lora_rank + model.mla.qk_rope_head_dim + (model.mla.q_lora_rank or 0)
+    )
+
+
+def _attention_params(model: Model, tensor: int) -> int:
+    """Attention weights over all ranks; with fewer KV heads than ranks the K and V projections are copied."""
+    extra = 0
+    if model.kv_heads and model.head_dim and model.kv_heads < tensor:
+        extra = model.layers * 2 * model.hidden * model.head_dim * (tensor - model.kv_heads)
+    return model.params.attention + extra
+
+
+def _expert_bytes(model: Model, weights: WeightFormat, per_weight: float) -> float:
+    """MXFP4 kernels pad both sides of an expert: to 256 and 128 (gpt-oss 2880 becomes 3072 x 2944)."""
+    if model.moe is None or weights.name != "mxfp4":
+        return model.params.experts * per_weight
+    wide = -(-model.hidden // 256) * 256
+    narrow = -(-model.moe.expert_intermediate // 128) * 128
+    return model.params.experts * per_weight * wide * narrow / (model.hidden * model.moe.expert_intermediate)
+
+
+def _layer_bytes(model: Model, weights: WeightFormat, tensor: int, quirk: Quirk | None) -> list[WeightPart]:
+    params = model.params
+    per_expert = weights.bytes_at(quirk.group if quirk else None)
+    per_weight = weights.rest if weights.experts_only else per_expert
+    attention_per_weight = 2.0 if quirk and quirk.only_mlp else per_weight
+    replicated = _replicated_params(model)
+    router = model.router_params
+    attention = _attention_params(model, tensor) - replicated
+    mlp = params.mlp - router
+    kept = mlp * (quirk.layers_16bit / model.layers) if quirk else 0.0
+    # Engines keep the MLA down-projections as the checkpoint has them.
+    return [
+        WeightPart("attention", attention * attention_per_weight / tensor + replicated * attention_per_weight),
+        WeightPart("mlp", ((mlp - kept) * per_weight + kept * 2.0) / tensor),
+        WeightPart("experts", _expert_bytes(model, weights, per_expert) / tensor),
+        WeightPart("router", router * weights.rest),
+        WeightPart("norms and small tensors", (params.norms + params.other) * weights.rest),
+    ]
+
+
+def _engine_parts(model: Model, stack: str, tensor: int) -> list[WeightPart]:
+    """What an engine of the vLLM family keeps beside the checkpoint's tensors."""
+    if stack == "llamacpp":
+        return []
+    parts = [WeightPart("rotary cache", model.rotary_cache_positions * model.rotary_dim * 2.0)]
+    if model.mla is not None and stack == "vllm":
+        head = model.mla.qk_nope_head_dim + model.mla.v_head_dim
+        parts.append(
+            WeightPart("absorbed MLA copies", model.layers * model.mla.kv_lora_rank * model.heads / tensor * head * 2.0)
+        )
+    return parts
+
+
+def weight_parts(
+    model: Model,
+    weights: WeightFormat,
+    shards: Sharding = Sharding(),
+    *,
+    stack: str = "vllm",
+    checkpoint: str = "",
+    pooling: bool = False,
+) -> tuple[WeightPart, ...]:
+    """Bytes per component on the rank that `shards` names. `checkpoint` is its published name, for known quirks."""
+    layers = _layer_bytes(model, weights, shards.tensor, find_quirk(checkpoint, weights))
+    parts = [WeightPart(part.name, part.bytes / shards.pipeline) for part in layers]
+    parts += _head_bytes(model, weights, shards, pooling)
+    parts.append(WeightPart("vision", (model.params.vision or 0) * 2.0 / shards.tensor))
+    parts.append(WeightPart("positions", model.params.positions * weights.rest))
+    parts += _engine_parts(model, stack, shards.tensor)
+    return tuple(part for part in parts if part.bytes)
+
+
+def weight_bytes(parts: tuple[WeightPart, ...]) -> float:
+    return sum(part.bytes for part in parts)
