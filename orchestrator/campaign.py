@@ -134,7 +134,7 @@ class Campaign:
     def _open(self, resumed: bool) -> None:
         facts = host_facts()
         for gpu in list_gpus():
-            facts[f"gpu{gpu.index}"] = f"{gpu.name} ({gpu.uuid}), driver {gpu.driver}"
+            facts[f"gpu:{gpu.uuid}"] = f"{gpu.name}, index {gpu.index}, driver {gpu.driver}"
         self.journal.commit(
             RunOpened(
                 schema=SCHEMA,
@@ -143,7 +143,7 @@ class Campaign:
                 wall_time=wall_now().isoformat(timespec="milliseconds"),
                 loadproof_version=__version__,
                 plan_sha256=self.plan.sha256,
-                plan_path=str(self.plan.path),
+                plan_path=str(self.plan.path.absolute()),
                 overrides=self.overrides,
                 host=facts,
                 pid=os.getpid(),
@@ -197,12 +197,14 @@ class Campaign:
         self.journal.commit(CellStarted(at_ns=now_ns(), cell=cell.id, fingerprint=cell.fingerprint, attempt=attempt))
         self.progress.cell_started(cell, attempt)
         stack = stack_named(cell.deployment.stack)
+        directory = self.journal.files.attempt(cell.id, attempt)
+        directory.mkdir(parents=True, exist_ok=True)
         failure: ServerFailure | None = None
         try:
             async with open_server(
                 stack,
                 cell.deployment,
-                directory=self.journal.files.attempt(cell.id, attempt),
+                directory=directory,
                 owner=Owner.current(self.run_id, cell.id),
                 on_starting=self._starting(cell, attempt),
                 on_progress=self.progress.server_says,

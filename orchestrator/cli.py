@@ -75,7 +75,7 @@ def _tell(error: LoadproofError) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script. Exit codes: those of `orchestrator.errors`; 130 = Ctrl-C."""
     try:
-        code = loadproof.main(args=arguments, standalone_mode=False)
+        code = loadproof.main(args=arguments, prog_name="loadproof", standalone_mode=False)
     except LoadproofError as error:
         _tell(error)
         code = error.exit_code

@@ -8,6 +8,7 @@ The engine is llama.cpp's own server out of the wheel `xllamacpp`. The model is 
 from __future__ import annotations
 
 import hashlib
+import importlib.resources
 import importlib.util
 import os
 import subprocess
@@ -150,3 +151,9 @@ def _copy_fields(reader: object, writer: object) -> None:
         kind = field.types[0]
         element = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
         writer.add_key_value(key, field.contents(), kind, sub_type=element)  # type: ignore[attr-defined]
+
+
+def demo_plan(folder: Path) -> bytes:
+    """The demo as a plan (TOML) over the weights in `folder`. examples/demo.toml is the same text."""
+    text = importlib.resources.files("orchestrator").joinpath("demo.toml").read_text("utf-8")
+    return text.replace("{models}", folder.as_posix()).encode()

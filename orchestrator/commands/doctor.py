@@ -20,7 +20,7 @@ import psutil
 from orchestrator import __version__
 from orchestrator.errors import HostError, LoadproofError
 from orchestrator.host import clock_source, file_limits, free_bytes, host_facts, kernel_stamps_work, usable_cpus
-from orchestrator.launch.docker import engine_facts
+from orchestrator.launch.docker import Engine, engine_address
 from orchestrator.launch.orphans import find_orphans
 from orchestrator.records import Record
 from orchestrator.watch.gpu import GpuInfo, GpuProcess, NoCardError, gpu_processes, list_gpus, nvml, read_gpu
@@ -80,14 +80,14 @@ def line(check: Check) -> str:
 
 def examine(need: frozenset[Part] = frozenset()) -> Iterator[Check]:
     """Read the machine and decide, in the order in which a run would meet the problems."""
-    engine = _attempt(engine_facts)
+    engine = _attempt(_engine_facts)
     gpus = list_gpus()
     yield engine_check(engine, needed="docker" in need)
     yield driver_check(_driver_problem(), gpus, needed="gpu" in need)
     for gpu in gpus:
-        yield _tried(f"GPU {gpu.index}", partial(_gpu, gpu))
-    if gpus and not isinstance(engine, LoadproofError):
-        yield runtime_check(engine, _cdi_files(), hook=shutil.which("nvidia-container-runtime-hook"))
+        yield _tried(_gpu_name(gpu), partial(_gpu, gpu))
+    if gpus and not isinstance(engine, LoadproofError) and "runtimes" in engine:
+        yield runtime_check(engine, _cdi_files(CDI_FOLDERS), hook=shutil.which("nvidia-container-runtime-hook"))
     yield from disk_checks(_images_folder(engine))
     yield shm_check(_shm_bytes())
     yield token_check(os.environ, Path.home())
@@ -109,7 +109,8 @@ def engine_check(engine: Mapping[str, Any] | LoadproofError, *, needed: bool) ->
             found=engine.message,
             remedy=f'{engine.remedy} Without one, launch = "process" and "external" work.'.strip(),
         )
-    return Check(name="container engine", status="OK", found=f"version {engine['version']} at {engine['address']}")
+    found = f"answers at {engine['address']}, version {engine.get('version') or 'unknown'}"
+    return Check(name="container engine", status="OK", found=found)
 
 
 def driver_check(problem: NoCardError | None, gpus: Sequence[GpuInfo], *, needed: bool) -> Check:
@@ -142,7 +143,7 @@ def driver_check(problem: NoCardError | None, gpus: Sequence[GpuInfo], *, needed
 
 def gpu_check(gpu: GpuInfo, reading: Mapping[str, float], users: Sequence[tuple[GpuProcess, str]] | None) -> Check:
     """Whether a card is free: what its memory holds, and who holds it as far as that is to be seen."""
-    name = f"GPU {gpu.index}"
+    name = _gpu_name(gpu)
     used, total = reading.get("memory_used_bytes"), reading.get("memory_total_bytes")
     found = f"{gpu.name} ({gpu.uuid})"
     if gpu.mig and gpu.parent_uuid is None:
@@ -171,7 +172,7 @@ def gpu_check(gpu: GpuInfo, reading: Mapping[str, float], users: Sequence[tuple[
 
 def runtime_check(engine: Mapping[str, Any], cdi_files: Sequence[str], hook: str | None) -> Check:
     """Whether the engine can hand cards to containers. Asked only where there are cards."""
-    ways = [f"runtime {name}" for name in engine.get("runtimes", ()) if name == "nvidia"]
+    ways = [f"runtime {name}" for name in engine["runtimes"] if name == "nvidia"]
     ways += [f"CDI ({file})" for file in cdi_files]
     if hook:
         ways.append("the toolkit's hook")
@@ -284,6 +285,13 @@ def leftovers_check(orphans: Sequence[str]) -> Check:
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
+def _engine_facts() -> Mapping[str, Any]:
+    """What the engine says of itself: ``address``, and ``version``, ``root_dir``, ``runtimes`` where it tells them."""
+    with Engine.connect() as engine:
+        tell = getattr(engine, "facts", None)
+        return {"address": engine_address(), **(tell() if tell else {})}
+
+
 def _attempt(ask: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any] | LoadproofError:
     try:
         return ask()
@@ -307,6 +315,10 @@ def _driver_problem() -> NoCardError | None:
         return error
 
 
+def _gpu_name(gpu: GpuInfo) -> str:
+    return f"GPU {gpu.index}" if gpu.parent_uuid is None else f"GPU {gpu.index} MIG"
+
+
 def _gpu(gpu: GpuInfo) -> Check:
     return gpu_check(gpu, read_gpu(gpu.uuid), _users(gpu))
 
@@ -327,7 +339,7 @@ def _size(size: int | None) -> str:
     return "" if size is None else f", {size / GIB:.1f} GiB"
 
 
-def _cdi_files(folders: Iterable[str] = CDI_FOLDERS) -> list[str]:
+def _cdi_files(folders: Iterable[str]) -> list[str]:
     files = (file for folder in folders for file in Path(folder).glob("*") if file.suffix in (".yaml", ".json"))
     return sorted({str(file.resolve()) for file in files if "nvidia" in file.name})
 

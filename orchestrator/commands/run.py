@@ -78,7 +78,8 @@ def _plan_of(plan_file: Path | None, overrides: tuple[str, ...], resume: Path | 
         raise JournalError("A resumed run keeps its plan.", "Leave --set away, or start a new run.")
     opened = next(event for event in read_events(resume) if isinstance(event, RunOpened))
     path = Path(opened.plan_path)
-    return parse_plan(RunFiles(resume).plan.read_bytes(), path, opened.overrides), opened.overrides
+    plan = parse_plan(RunFiles(resume).plan.read_bytes(), path.name, opened.overrides, base=path.parent)
+    return plan, opened.overrides
 
 
 def default_directory(plan: Plan) -> Path:

@@ -83,6 +83,4 @@ def failure_of(stack: Stack, ended: Exit, lines: Sequence[str], log: Path | None
 
 def stack_error(failure: ServerFailure) -> StackError:
     """The same for whoever waits for a server to come up."""
-    return StackError(
-        failure.message, failure.remedy, failure_class=failure.failure_class, evidence=failure.evidence
-    )
+    return StackError(failure.message, failure.remedy, failure_class=failure.failure_class, evidence=failure.evidence)

@@ -48,7 +48,8 @@ INHERITED = frozenset(
         "SSL_CERT_FILE",
     }
 )
-# A program that sets its own title (vLLM, SGLang) writes over its environment, by which it is found again; this stops it.
+# A program that sets its own title (vLLM, SGLang) writes over its environment, by which it is found again; not so with
+# this.
 FINDABLE = {"SPT_NOENV": "1"}
 
 

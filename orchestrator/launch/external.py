@@ -28,7 +28,8 @@ class ExternalServer(Server):
 
     async def died(self) -> ServerFailure:
         """Never returns: whether it lives is not ours to know; requests that fail tell of it."""
-        return await asyncio.get_running_loop().create_future()
+        never: asyncio.Future[ServerFailure] = asyncio.get_running_loop().create_future()
+        return await never
 
 
 def root_url(url: str) -> str:
@@ -66,7 +67,5 @@ async def open_external(order: Order) -> AsyncIterator[Server]:
         headers=bearer(secrets),
     )
     yield ExternalServer(
-        msgspec.structs.replace(
-            record, version=ready.version, model_listed=ready.model_listed, ready_s=ready.took_s
-        )
+        msgspec.structs.replace(record, version=ready.version, model_listed=ready.model_listed, ready_s=ready.took_s)
     )

@@ -14,8 +14,10 @@ from orchestrator.launch.reaper import GOODBYE, arguments, root_line
 from orchestrator.launch.running import Order, see_through
 from orchestrator.launch.tree import Tree
 
-NEEDED = ("PATH", "HOME", "LANG", "DOCKER_CONFIG", "DOCKER_HOST", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH")
-NEEDED += ("DOCKER_CONTEXT", "SSH_AUTH_SOCK", "XDG_RUNTIME_DIR", "PYTHONPATH")
+NEEDED = (
+    *("PATH", "HOME", "LANG", "PYTHONPATH", "SSH_AUTH_SOCK", "XDG_RUNTIME_DIR"),
+    *("DOCKER_HOST", "DOCKER_CONFIG", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"),
+)
 PATIENCE_S = 60.0
 """A reaper that must act stops a server gently first, as we do."""
 

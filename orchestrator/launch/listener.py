@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import socket
 from collections.abc import Iterable
@@ -66,10 +65,9 @@ def sockets_of(pids: Iterable[int], proc: Path = PROC) -> set[str]:
     inodes = set()
     for pid in pids:
         with suppress(OSError):
-            descriptors = proc / str(pid) / "fd"
-            for name in os.listdir(descriptors):
+            for descriptor in (proc / str(pid) / "fd").iterdir():
                 with suppress(OSError):
-                    kind, _, inode = os.readlink(descriptors / name).partition(":")
+                    kind, _, inode = str(descriptor.readlink()).partition(":")
                     if kind == "socket":
                         inodes.add(inode.strip("[]"))
     return inodes

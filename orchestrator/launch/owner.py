@@ -94,7 +94,7 @@ def this_place(proc: Path = PROC) -> str:
         return IN_CONTAINER + container
     try:
         boot = (proc / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        namespace = os.readlink(proc / "self/ns/pid")
+        namespace = (proc / "self/ns/pid").readlink()
     except OSError:  # not Linux: one place, as far as we can tell
         return "here"
     return f"{boot}/{namespace}"

@@ -10,7 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import psutil
@@ -22,7 +22,7 @@ from orchestrator.launch.environment import FINDABLE, inherited, secret_values
 from orchestrator.launch.guard import Guard, guarded
 from orchestrator.launch.listener import free_port, listeners, sockets_of
 from orchestrator.launch.log import Secrets, ServerLog
-from orchestrator.launch.ready import NotYet, Ready, prove_ready
+from orchestrator.launch.ready import NotYetError, completed, prove_ready
 from orchestrator.launch.running import Order, Server, in_daemon, see_through
 from orchestrator.launch.tree import PROC, Tree, read_process, stop_tree
 from orchestrator.records import ServerFailure, ServerRecord
@@ -114,9 +114,7 @@ class ProcessServer(Server):
         finally:
             os.close(write_end)
         self._tree = Tree(read_process(self._popen.pid), order.owner.environment())
-        self.record = msgspec.structs.replace(
-            record, pid=self._popen.pid, pid_started=_created(self._popen.pid)
-        )
+        self.record = msgspec.structs.replace(record, pid=self._popen.pid, pid_started=_created(self._popen.pid))
         self._pumped = in_daemon(lambda: log.pump(_chunks(read_end)), "server log")
         self._exit = in_daemon(self._popen.wait, "server exit")
         self._death: asyncio.Future[ServerFailure] = asyncio.get_running_loop().create_future()
@@ -155,7 +153,8 @@ class ProcessServer(Server):
         """End the whole tree. Raises HostError if the kernel holds a part of it."""
         self._watcher.cancel()
         left = await asyncio.to_thread(stop_tree, self._tree, self._spec.stop_timeout_s)
-        await asyncio.wait({self._pumped, self._exit}, timeout=LAST_WORDS_S)
+        ends: set[asyncio.Future[Any]] = {self._pumped, self._exit}
+        await asyncio.wait(ends, timeout=LAST_WORDS_S)
         self._log.close()
         if left:
             raise HostError(
@@ -179,7 +178,7 @@ class ProcessServer(Server):
         port = self._spec.port
         before = listeners(port)
         if not before:
-            raise NotYet(f"nothing listens on port {port}")
+            raise NotYetError(f"nothing listens on port {port}")
         strangers = (before - sockets_of(self.pids())) & listeners(port)
         if strangers:
             raise self._port_taken()
@@ -213,7 +212,7 @@ def _chunks(descriptor: int) -> Iterator[bytes]:
 
 def _created(pid: int) -> float | None:
     try:
-        return psutil.Process(pid).create_time()
+        return float(psutil.Process(pid).create_time())
     except psutil.NoSuchProcess:
         return None
 
@@ -226,18 +225,6 @@ def oom_kills(proc: Path = PROC) -> int | None:
         return None
     counts = dict(line.split(maxsplit=1) for line in text.splitlines() if " " in line)
     return int(counts["oom_kill"]) if "oom_kill" in counts else None
-
-
-def completed(record: ServerRecord, ready: Ready, facts: dict[str, float | str]) -> ServerRecord:
-    """The record of a server that has become ready."""
-    version = ready.version or facts.get("version")
-    return msgspec.structs.replace(
-        record,
-        version=None if version is None else str(version),
-        model_listed=ready.model_listed,
-        ready_s=ready.took_s,
-        facts=facts,
-    )
 
 
 @asynccontextmanager
@@ -255,15 +242,12 @@ async def open_process(order: Order) -> AsyncIterator[Server]:
         secret_env=planned.spec.secret_env,
     )
     order.on_starting(record)
-    async with guarded(order) as guard:
-        async with _running(order, planned, record, guard) as server:
-            yield server
+    async with guarded(order) as guard, _running(order, planned, record, guard) as server:
+        yield server
 
 
 @asynccontextmanager
-async def _running(
-    order: Order, planned: Command, record: ServerRecord, guard: Guard
-) -> AsyncIterator[ProcessServer]:
+async def _running(order: Order, planned: Command, record: ServerRecord, guard: Guard) -> AsyncIterator[ProcessServer]:
     with ServerLog(order.directory / "server.log", Secrets(planned.secrets)) as log:
         server = ProcessServer(order, planned, record, log)
         try:

@@ -1,5 +1,6 @@
-"""Ready = health answers 200, the model is listed, and one completion of two tokens came back. A connect proves nothing:
-Docker's proxy accepts before the server listens.
+"""Ready = health answers 200, the model is listed, and one completion of two tokens came back.
+
+A connect proves nothing: Docker's proxy accepts before the server listens.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import httpx
+import msgspec
 
 from orchestrator.clock import now_ns, seconds
 from orchestrator.errors import StackError
 from orchestrator.launch.death import START_TIMEOUT, stack_error, tail
 from orchestrator.launch.log import Secrets
 from orchestrator.launch.running import Order
-from orchestrator.records import Prompt, ServerFailure
+from orchestrator.records import Prompt, ServerFailure, ServerRecord
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 1.0
@@ -38,7 +40,7 @@ class Ready(NamedTuple):
     model_listed: str | None
 
 
-class NotYet(Exception):
+class NotYetError(Exception):
     """Not ready; the message says what is lacking, for the time-out's sentence."""
 
 
@@ -94,12 +96,24 @@ def stream_events(body: bytes) -> list[Any]:
     return events
 
 
+def completed(record: ServerRecord, ready: Ready, facts: dict[str, float | str]) -> ServerRecord:
+    """The record of a server that has become ready."""
+    version = ready.version or facts.get("version")
+    return msgspec.structs.replace(
+        record,
+        version=None if version is None else str(version),
+        model_listed=ready.model_listed,
+        ready_s=ready.took_s,
+        facts=facts,
+    )
+
+
 # --- the proof ----------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class _Probe:
-    """One server on its way up. Each step raises NotYet until it holds, and StackError when it never will."""
+    """One server on its way up. Each step raises NotYetError until it holds, and StackError when it never will."""
 
     order: Order
     client: httpx.AsyncClient
@@ -116,7 +130,7 @@ class _Probe:
         """Try a step; tell whoever follows what is lacking, or what the server says meanwhile."""
         try:
             await step()
-        except NotYet as error:
+        except NotYetError as error:
             self.lacking = str(error)
             saying = next(reversed(self.lines()), self.lacking)
             if saying != self._said:
@@ -134,7 +148,7 @@ class _Probe:
         if path is not None:
             answer = await self._get(path)
             if answer.status != 200:
-                raise NotYet(f"{path} answers {answer.status}: {answer.excerpt}")
+                raise NotYetError(f"{path} answers {answer.status}: {answer.excerpt}")
 
     async def model(self) -> None:
         path = self.order.stack.readiness.models_path
@@ -144,7 +158,7 @@ class _Probe:
         self._refuse_credentials(answer)
         names = listed_models(answer.json()) if answer.status == 200 else []
         if not names:
-            raise NotYet(f"{path} answers {answer.status} and lists no model: {answer.excerpt}")
+            raise NotYetError(f"{path} answers {answer.status} and lists no model: {answer.excerpt}")
         wanted = self.order.stack.served_name(self.order.deployment)
         if wanted not in names:
             shown = ", ".join(name[:EXCERPT] for name in names[:5])
@@ -175,7 +189,7 @@ class _Probe:
             return None
         try:
             answer = await self._get(path)
-        except NotYet:  # it completes requests; a version that it does not tell is not reported
+        except NotYetError:  # it completes requests; a version that it does not tell is not reported
             return None
         return reported_version(answer.json()) if answer.status == 200 else None
 
@@ -189,7 +203,7 @@ class _Probe:
                 failure_class="request-refused",
             )
         if answer.status == 503 or answer.status in TEMPORARY:
-            raise NotYet(said)
+            raise NotYetError(said)
         self._count_error(said)
 
     def _refuse_credentials(self, answer: Answer) -> None:
@@ -208,7 +222,7 @@ class _Probe:
                 "Read its log.",
                 failure_class="completion-failed",
             )
-        raise NotYet(said)
+        raise NotYetError(said)
 
     async def _get(self, path: str) -> Answer:
         return await self._send("GET", path, None, timeout_s=PROBE_TIMEOUT_S)
@@ -226,9 +240,9 @@ class _Probe:
                             break
                     return Answer(response.status_code, self.secrets.hidden(bytes(received)))
         except TimeoutError as error:
-            raise NotYet(f"{path} does not answer within {timeout_s:g} s") from error
+            raise NotYetError(f"{path} does not answer within {timeout_s:g} s") from error
         except httpx.HTTPError as error:
-            raise NotYet(f"{path} cannot be reached: {error or type(error).__name__}") from error
+            raise NotYetError(f"{path} cannot be reached: {str(error) or type(error).__name__}") from error
 
 
 async def prove_ready(
@@ -245,9 +259,9 @@ async def prove_ready(
 ) -> Ready:
     """Wait until the server at `base_url` is ready, at most until `timeout_s` after `started_ns`.
 
-    `died` ends the wait at once; `lines` gives the log for the evidence; `belongs` raises NotYet until what listens
-    there is what we started (blocking, called in a thread); the values of `secrets` are kept out of what it is heard to
-    say. Raises StackError, or what `belongs` raises.
+    `died` ends the wait at once; `lines` gives the log for the evidence; `belongs` raises NotYetError until what
+    listens there is what we started (blocking, called in a thread); the values of `secrets` are kept out of what it is
+    heard to say. Raises StackError, or what `belongs` raises.
     """
     limit_s = max(0.0, timeout_s - seconds(now_ns() - started_ns))
     headers = {"accept-encoding": "identity", **(headers or {})}
@@ -255,7 +269,8 @@ async def prove_ready(
         probe = _Probe(order, client, belongs, lines, Secrets(secrets or {}))
         climb = asyncio.ensure_future(_climb(probe, started_ns))
         try:
-            done, _ = await asyncio.wait({climb, died}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {climb, died}
+            done, _ = await asyncio.wait(either, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
             if died in done:
                 raise stack_error(died.result())
             if climb in done:

@@ -1,9 +1,9 @@
 """``python -m orchestrator.launch.reaper``: waits beside a server for the death of the loadproof that started it.
 
-It holds the read end of a pipe. A goodbye in it means that the server is gone; an end without one, or the end of our
-process, means that nobody is left to stop it. Then the reaper stops the processes and removes the containers that carry
-the owner's marks, and ends. It is a session of its own, so neither Ctrl-C nor a kill of loadproof's group reaches it, and
-imports nothing but the standard library until it has to act: a few megabytes, no CPU.
+It holds the read end of a pipe. A goodbye in it means that the server is gone; an end without one, or the end of the
+owner's process, means that nobody is left to stop it. Then the reaper stops the processes and removes the containers
+that carry the owner's marks, and ends. It leads a session of its own, so neither Ctrl-C nor a kill of loadproof's group
+reaches it, and it imports nothing but the standard library until it has to act: a few megabytes, no CPU.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from orchestrator.launch.owner import Owner
     from orchestrator.launch.tree import Entry
 
@@ -122,8 +121,9 @@ def _remove_containers(marks: dict[str, str], say: Callable[[str], None]) -> Non
 
 def _parse(command_line: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m orchestrator.launch.reaper", description=__doc__)
-    for name in ("run", "cell", "owner", "place", "launch", "log"):
+    for name in ("run", "cell", "owner", "place", "launch"):
         parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--pid", type=int, required=True)
     return parser.parse_args(command_line)
 
@@ -138,7 +138,7 @@ def main(command_line: Sequence[str]) -> None:
         return
 
     def say(text: str) -> None:
-        with open(named.log, "a", encoding="utf-8") as log:
+        with named.log.open("a", encoding="utf-8") as log:
             log.write(f"loadproof (pid {named.pid}) ended without a goodbye: {text}\n")
 
     reap(named, told, say)

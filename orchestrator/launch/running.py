@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from orchestrator.launch.owner import Owner
 from orchestrator.records import ServerFailure, ServerRecord
@@ -89,7 +89,7 @@ def in_daemon(call: Callable[[], T], name: str) -> asyncio.Future[T]:
     return future
 
 
-async def see_through(work: Coroutine[Any, Any, T]) -> T:
+async def see_through(work: Awaitable[T]) -> T:
     """Result of `work`, which goes on to its end also when we are cancelled meanwhile; then the cancellation is
     raised. For what must not be left half done: a container that is being made, a server that is being stopped."""
     task = asyncio.ensure_future(work)

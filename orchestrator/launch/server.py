@@ -1,6 +1,6 @@
 """A running server: exists only inside `async with open_server(...)`, and is gone afterwards, whatever happened.
 
-Normal end, exception, Ctrl-C: the context stops it. SIGKILL of loadproof: the reaper does (`orchestrator.launch.reaper`).
+Normal end, exception, Ctrl-C: the context stops it. SIGKILL of loadproof: the reaper does (see there).
 """
 
 from __future__ import annotations

@@ -56,7 +56,8 @@ def read_process(pid: int, proc: Path = PROC) -> Entry | None:
 
 def read_table(proc: Path = PROC) -> dict[int, Entry]:
     """Every living process that we may see, by pid."""
-    pids = [int(name) for name in os.listdir(proc) if name.isdecimal()]
+    with os.scandir(proc) as found:
+        pids = [int(entry.name) for entry in found if entry.name.isdecimal()]
     entries = (read_process(pid, proc) for pid in pids)
     return {entry.pid: entry for entry in entries if entry is not None and not entry.zombie}
 
@@ -174,7 +175,7 @@ def _await_all(entries: Iterable[Entry], patience_s: float) -> None:
 
 @contextmanager
 def _handle(entry: Entry) -> Iterator[int | None]:
-    """A descriptor of exactly this process, or None if it has ended: no signal ever reaches a later owner of its pid."""
+    """A descriptor of exactly this process, or None if it has ended: no signal reaches a later owner of its pid."""
     try:
         handle = os.pidfd_open(entry.pid)
     except ProcessLookupError:

@@ -40,13 +40,13 @@ class Surroundings(NamedTuple):
 def read_deployment(
     table: Mapping[str, Any], key: str, model: ModelSettings, around: Surroundings, findings: Findings
 ) -> Deployment | None:
-    """One [[deployment]], complete and with absolute paths. What is wrong is told; None if that is its name, stack or model."""
+    """One [[deployment]], complete, with absolute paths; what is wrong is told. None without name, stack or model."""
     filled = _with_defaults(table, model)
     if "model" not in filled:
         findings.add(f"{key}.model", "is missing.", "Give it here, or for all deployments as [model] id.")
         filled["model"] = "missing"
     for place in _local_places(filled, around.base):
-        findings.add(f"{key}.{place.key}", f"{shown(str(place.path))} does not exist.", place.remedy)
+        findings.add(f"{key}.{place.key}", f"{shown(str(place.path), 300)} does not exist.", place.remedy)
     deployment = findings.read(filled, Deployment, key)
     if deployment is None:
         return None
@@ -109,13 +109,13 @@ def _local_places(filled: dict[str, Any], base: Path) -> list[_Missing]:
         return []
     mounted = _behind_mount(model, filled) if filled.get("launch", "docker") == "docker" else None
     if mounted is not None:
-        return [] if mounted.exists() else [_Missing("model", mounted, "That is where the mount puts it on this host.")]
+        return [] if _exists(mounted) else [_Missing("model", mounted, "That is where the mount puts it on this host.")]
     path = absolute(model, base)
-    if not looks_local(model) and not path.exists():
+    if not looks_local(model) and not _exists(path):
         return []
     filled["model"] = str(path)
     remedy = 'Give the path of a model, relative to the plan, or a hub id such as "org/name".'
-    return [] if path.exists() else [_Missing("model", path, remedy)]
+    return [] if _exists(path) else [_Missing("model", path, remedy)]
 
 
 def looks_local(model: str) -> bool:
@@ -131,6 +131,14 @@ def absolute(path: str, base: Path) -> Path:
         return base / "unreadable path"
 
 
+def _exists(path: Path) -> bool:
+    """A path that cannot even be looked up (a name too long, no right to look) is not there for us."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def _absolute_mount(mount: str, base: Path) -> str:
     """A host part that is a path is made absolute; a bare word stays a Docker volume."""
     host, colon, rest = mount.partition(":")
@@ -139,7 +147,8 @@ def _absolute_mount(mount: str, base: Path) -> str:
 
 def _behind_mount(model: str, filled: Mapping[str, Any]) -> Path | None:
     """Where a path inside the container lies on the host, if a mount of a folder covers it."""
-    for mount in filled.get("mounts") or []:
+    mounts = filled.get("mounts")
+    for mount in mounts if isinstance(mounts, list) else ():
         host, _, rest = str(mount).partition(":")
         inside = rest.partition(":")[0].rstrip("/")
         if inside and host.startswith("/") and (model == inside or model.startswith(f"{inside}/")):
@@ -154,7 +163,7 @@ def _stack(deployment: Deployment, key: str, findings: Findings) -> Stack | None
     try:
         return stack_named(deployment.stack)
     except ValueError as error:
-        findings.add(f"{key}.stack", f"{error}")
+        findings.add(f"{key}.stack", f"{str(error).rstrip('.')}.")
         return None
 
 
@@ -171,9 +180,9 @@ def _check_launch(deployment: Deployment, stack: Stack, key: str, findings: Find
         findings.add(
             f"{key}.command", f"is missing, and {stack.title} has no default command.", "Say what starts the server."
         )
-    for name, allowed in _USED_BY.items():
-        if getattr(deployment, name) and launch not in allowed:
-            needed = " or ".join(f'"{kind}"' for kind in allowed)
+    for name, kinds in _USED_BY.items():
+        if getattr(deployment, name) and launch not in kinds:
+            needed = " or ".join(f'"{kind}"' for kind in kinds)
             findings.add(f"{key}.{name}", f'has no meaning with launch = "{launch}".', f"It needs launch = {needed}.")
 
 

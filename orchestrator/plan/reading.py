@@ -18,13 +18,15 @@ from orchestrator.plan.overrides import apply_overrides
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.secrets import secret_places
 from orchestrator.plan.settings import Budget, ModelSettings, Ramp, WorkloadSettings
-from orchestrator.plan.tables import Findings, shown
+from orchestrator.plan.tables import Findings, is_deeper_than, shown
 from orchestrator.plan.workloads import read_workload, within_context
 from orchestrator.records import Slo
 from stacks.base import Deployment
 from workloads.workload import Workload
 
 LARGEST_PLAN_BYTES = 2**20
+DEEPEST = 16
+"""Levels of tables and lists in each other; a plan needs four."""
 MOST_ENTRIES = 256
 """Deployments, and workloads, of one plan."""
 
@@ -58,6 +60,8 @@ def parse_plan(
     document = _document(text, name)
     findings = Findings(name)
     apply_overrides(document, tuple(overrides), findings)
+    if is_deeper_than(document, DEEPEST):
+        raise PlanError([*findings.problems, Problem(name, "is nested too deeply for a plan.")])
     for key in secret_places(document):
         remedy = 'Put it into the environment and name it: secrets = ["NAME"].'
         findings.add(key[:100], "holds what looks like a secret, and a plan must not carry one.", remedy)

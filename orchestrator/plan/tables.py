@@ -48,20 +48,33 @@ _TYPE_WORDS = {
 }
 
 
-def shown(value: object) -> str:
+def shown(value: object, longest: int = 60) -> str:
     """A value of a plan in a message: bounded, escaped, and never a secret."""
     text = repr(value)
     if SECRET_VALUE.search(text):
         return "a secret (not shown)"
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """`Did you mean "x"?`, or nothing if no known word is near."""
     names = list(known)
     synonym = SYNONYMS.get(word.lower().replace("-", "_"))
-    close = [synonym] if synonym in names else difflib.get_close_matches(word, names, n=1, cutoff=0.55)
+    beginnings = [name for name in names if len(word) > 2 and name.startswith(word)]
+    close = [synonym] if synonym in names else beginnings or difflib.get_close_matches(word, names, n=1, cutoff=0.55)
     return f'Did you mean "{close[0]}"?' if close else ""
+
+
+def is_deeper_than(document: object, most: int) -> bool:
+    """Whether tables and lists stand in each other more than `most` deep: what follows walks them by recursion."""
+    level = [document]
+    for _ in range(most):
+        level = [entry for outer in level for entry in _entries(outer)]
+    return any(isinstance(entry, (dict, list)) for entry in level)
+
+
+def _entries(value: object) -> Iterable[object]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 class Findings:
@@ -110,7 +123,7 @@ class Findings:
         fields = {field.name: field for field in msgspec.structs.fields(kind)}
         self.unknown_keys(table, fields, key)
         values: dict[str, Any] = {}
-        for name in table.keys() & fields.keys():
+        for name in (name for name in table if name in fields):
             value = self._value(f"{key}.{name}", name, table[name], fields[name].type)
             if value is not _WRONG:
                 values[name] = value

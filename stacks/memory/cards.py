@@ -15,7 +15,7 @@ from stacks.memory.models import Facts, NonsenseError, UnknownFactError, nearest
 
 GIB = 2**30
 
-HardwareClass = Literal["hopper", "blackwell", "ada", "ampere", "older", "amd"]
+HardwareClass = Literal["hopper", "blackwell", "ada", "ampere", "turing", "older", "amd"]
 
 
 class DenseTflops(Facts, frozen=True, kw_only=True):
@@ -63,6 +63,7 @@ _CLASSES: tuple[tuple[float, HardwareClass], ...] = (
     (9.0, "hopper"),
     (8.9, "ada"),
     (8.0, "ampere"),
+    (7.5, "turing"),
 )
 
 

@@ -10,7 +10,7 @@ import functools
 import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -113,6 +113,8 @@ class Model(Facts, frozen=True, kw_only=True):
     rotary_cache_positions: int
     rotary_dim: int
     tied_embeddings: bool
+    gated_mlp: bool = True
+    """Three MLP matrices instead of two."""
     params: Params
     layer_types: dict[str, int] | None = None
     window: int | None = None
@@ -121,11 +123,9 @@ class Model(Facts, frozen=True, kw_only=True):
     mla: Mla | None = None
     linear_attention: LinearAttention | None = None
     checkpoint_quantization: Checkpoint | None = None
+    encoder: Literal["fixed", "dynamic", "audio"] | None = None
+    """What sees the other modality: images of one size, images of any size up to a budget, sound."""
     notes: str | None = None
-
-    @property
-    def multimodal(self) -> bool:
-        return bool(self.params.vision)
 
     @property
     def approximate(self) -> bool:

@@ -1,6 +1,6 @@
 """What an engine of the vLLM family needs beside weights and KV: activation peak, non-torch memory, graphs, context.
 
-    A       = max(sampler, forward) + 0.25 GiB if multimodal
+    A       = max(sampler, forward) + encoder                  V0 engines with an encoder: max(forward, encoder)
     sampler = k*min(seqs, btok)*vocab + c*btok*hidden          0 on pipeline ranks without the head
     forward = btok*2*(3*I*e/tp + r + 4*hidden)                 I = intermediate (of one expert), e = experts per token
               + 65536*heads/tp*(qk_nope_head_dim + v_head_dim)*2 for MLA;  r = e*hidden for MoE
@@ -15,7 +15,6 @@ from stacks.memory.models import Model
 from stacks.memory.versions import Version, constant
 from stacks.memory.weights import Sharding
 
-MULTIMODAL_BYTES = 0.25 * GIB
 _MLA_WORKSPACE_TOKENS = 65536
 
 
@@ -44,12 +43,26 @@ def forward_bytes(model: Model, batched_tokens: int, tensor: int) -> float:
 
 
 def activation_bytes(
-    model: Model, seqs: int, batched_tokens: int, shards: Sharding, version: Version, hardware: HardwareClass
+    model: Model,
+    seqs: int,
+    batched_tokens: int,
+    shards: Sharding,
+    version: Version,
+    hardware: HardwareClass,
+    *,
+    v0: bool = False,
 ) -> float:
-    """The transient peak that the engine reserves inside its budget."""
-    sampler = sampler_bytes(model, seqs, batched_tokens, shards, version, hardware)
-    peak = max(sampler, forward_bytes(model, batched_tokens, shards.tensor))
-    return peak + (MULTIMODAL_BYTES if model.multimodal else 0.0)
+    """The transient peak that the engine reserves inside its budget.
+
+    V0 engines cut the sampled rows to the number of images (or sounds) that fit a batch, so the encoder rules.
+    """
+    forward = forward_bytes(model, batched_tokens, shards.tensor)
+    if model.encoder is not None and v0:
+        return max(forward, constant("vllm", f"encoder_gib_{model.encoder}_v0", version, hardware).value * GIB)
+    peak = max(sampler_bytes(model, seqs, batched_tokens, shards, version, hardware), forward)
+    if model.encoder is None:
+        return peak
+    return peak + constant("vllm", f"encoder_gib_{model.encoder}", version, hardware).value * GIB
 
 
 def non_torch_bytes(tensor: int, version: Version, hardware: HardwareClass) -> float:

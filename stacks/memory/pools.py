@@ -66,7 +66,13 @@ def _vllm_terms(setup: Setup, limits: Limits, stage: Stage) -> Terms:
     parts = _weights(setup, stage)
     weights = weight_bytes(parts)
     activation = activation_bytes(
-        setup.model, limits.seqs, limits.batched_tokens, setup.shards(stage), version, hardware
+        setup.model,
+        limits.seqs,
+        limits.batched_tokens,
+        setup.shards(stage),
+        version,
+        hardware,
+        v0=setup.engine == "V0",
     )
     non_torch = non_torch_bytes(setup.tensor, version, hardware)
     layers = setup.model.layers / setup.pipeline
@@ -85,7 +91,8 @@ def _sglang_terms(setup: Setup, limits: Limits, stage: Stage) -> Terms:
     version, hardware = setup.known_version, setup.hardware
     parts = _weights(setup, stage)
     weights = weight_bytes(parts)
-    context = constant("sglang", "context_gib", version, hardware).value * GIB
+    name = "context_gib" if setup.tensor == 1 else "context_gib_group"
+    context = constant("sglang", name, version, hardware).value * GIB
     overhead = 1 + constant("sglang", "weights_overhead_share", version, hardware).value
     before = setup.free_before_load_bytes
     if before is None and setup.total_bytes is not None:

@@ -146,6 +146,8 @@ def _vllm_limits(setup: Setup) -> Limits:
 def _v1_defaults(setup: Setup) -> tuple[int, int]:
     """max_num_seqs and max_num_batched_tokens by card: an A100-80 has other defaults than an H100-80."""
     total = (setup.total_bytes or 0) / GIB
+    if setup.known_version < Version(0, 8):
+        return 256, 8192 if setup.offline else 2048
     if total >= 160 and setup.known_version >= Version(0, 20):
         return 1024, 16384
     if total >= 70 and not (setup.card is not None and setup.card.id.startswith("A100")):

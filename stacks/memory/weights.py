@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from stacks.memory.allocator import unsplit_bytes
 from stacks.memory.formats import WeightFormat
 from stacks.memory.models import Facts, Model
 
@@ -56,6 +57,7 @@ class Quirk(Facts, frozen=True, kw_only=True):
     format: str
     source: str
     group: int | None = None
+    kv_heads: int | None = None
     only_mlp: bool = False
     layers_16bit: int = 0
     """Layers whose MLPs stay 16-bit too (first and last)."""
@@ -140,6 +142,50 @@ def _layer_bytes(model: Model, weights: WeightFormat, tensor: int, quirk: Quirk 
     ]
 
 
+def _mlp_tensors(hidden: int, wide: int, gated: bool, tensor: int) -> list[int]:
+    return [(2 if gated else 1) * hidden * wide // tensor, hidden * wide // tensor]
+
+
+def _attention_tensors(model: Model, tensor: int) -> list[int]:
+    if model.mla is not None:
+        mla, heads = model.mla, model.heads // tensor
+        query = heads * (mla.qk_nope_head_dim + mla.qk_rope_head_dim)
+        down = [model.hidden * query] if mla.q_lora_rank is None else [model.hidden * mla.q_lora_rank, mla.q_lora_rank * query]
+        up = mla.kv_lora_rank * heads * (mla.qk_nope_head_dim + mla.v_head_dim)
+        return [*down, model.hidden * (mla.kv_lora_rank + mla.qk_rope_head_dim), up, heads * mla.v_head_dim * model.hidden]
+    assert model.kv_heads is not None
+    assert model.head_dim is not None
+    query = model.heads // tensor * model.head_dim
+    key_value = 2 * max(1, model.kv_heads // tensor) * model.head_dim
+    return [model.hidden * (query + key_value), query * model.hidden]
+
+
+def _layer_tensors(model: Model, index: int, tensor: int) -> list[int]:
+    """Elements of the large tensors of layer `index`, in the order in which engines make them."""
+    tensors = _attention_tensors(model, tensor)
+    moe = model.moe
+    if moe is None or index < moe.first_dense_layers or (index - moe.first_dense_layers) % moe.moe_layer_step:
+        return tensors + _mlp_tensors(model.hidden, model.intermediate or 0, model.gated_mlp, tensor)
+    shared = moe.shared_intermediate or moe.shared_experts * moe.expert_intermediate
+    expert = _mlp_tensors(model.hidden, moe.expert_intermediate, True, tensor)
+    return [*tensors, *(moe.experts * size for size in expert), *_mlp_tensors(model.hidden, shared, True, tensor)]
+
+
+def _allocator_part(model: Model, weights: WeightFormat, shards: Sharding) -> list[WeightPart]:
+    """What the allocator does not cut off. Packed formats have it in their measured bytes per weight."""
+    if weights.bits < 8 or weights.group or weights.bytes > round(weights.bytes) + 0.001:
+        return []
+    element = round(weights.bytes)
+    table = _pad64(model.vocab) * model.hidden // shards.tensor * round(weights.embedding)
+    sizes = [table] if shards.stage.first else []
+    sizes += [model.params.positions * 2, model.rotary_cache_positions * model.rotary_dim * 2]
+    for index in range(model.layers // shards.pipeline):
+        sizes += [size * element for size in _layer_tensors(model, index, shards.tensor)]
+    if shards.stage.last and not model.tied_embeddings:
+        sizes.append(table)
+    return [WeightPart("allocator remainders", float(unsplit_bytes(sizes)))]
+
+
 def _engine_parts(model: Model, stack: str, tensor: int) -> list[WeightPart]:
     """What an engine of the vLLM family keeps beside the checkpoint's tensors."""
     if stack == "llamacpp":
@@ -169,6 +215,8 @@ def weight_parts(
     parts.append(WeightPart("vision", (model.params.vision or 0) * 2.0 / shards.tensor))
     parts.append(WeightPart("positions", model.params.positions * weights.rest))
     parts += _engine_parts(model, stack, shards.tensor)
+    if stack != "llamacpp":
+        parts += _allocator_part(model, weights, shards)
     return tuple(part for part in parts if part.bytes)
 
 

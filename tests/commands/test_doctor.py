@@ -182,7 +182,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Doctor:
                 raise engine
             return engine
 
-        monkeypatch.setattr(doctor, "engine_facts", facts)
+        monkeypatch.setattr(doctor, "_engine_facts", facts)
         monkeypatch.setattr(doctor, "find_orphans", lambda run_id: list(orphans))
         monkeypatch.setattr(doctor, "CDI_FOLDERS", (str(tmp_path),))
         monkeypatch.setattr(door, "pynvml", driver)

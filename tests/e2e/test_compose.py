@@ -292,9 +292,7 @@ def test_the_service_demo_runs(project: tuple[str, ...], demo_image: Image) -> N
 
 @pytest.mark.docker
 @pytest.mark.skipif(sys.platform != "linux", reason="the host's network and processes are Linux's")
-def test_the_service_bench_reaches_the_engine(
-    project: tuple[str, ...], bench_image: Image, engine: docker.DockerClient, docker_host: str
-) -> None:
+def test_the_service_bench_reaches_the_engine(project: tuple[str, ...], bench_image: Image, docker_host: str) -> None:
     """Through the mounted socket: the doctor in the container sees the engine that runs it."""
     if not docker_host.startswith("unix://"):
         pytest.skip("the engine has no local socket to mount")
@@ -302,4 +300,4 @@ def test_the_service_bench_reaches_the_engine(
     out = run(project, "run", "--rm", "-T", "bench", "doctor", "--json", "--need", "docker", DOCKER_SOCKET=socket)
     checks = {check["name"]: check for check in json.loads(out)["checks"]}
     assert checks["container engine"]["status"] == "OK"
-    assert engine.version()["Version"] in checks["container engine"]["found"]
+    assert "answers at unix:///var/run/docker.sock" in checks["container engine"]["found"]

@@ -1,0 +1,37 @@
+"""`loadproof demo`: the main job on an embedded default that is real."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from orchestrator.commands.run import default_directory, measure
+from orchestrator.demo import demo_plan, model_folder, prepare
+from orchestrator.journal import Journal
+from orchestrator.plan import parse_plan
+
+
+@click.command("demo")
+@click.option("--minutes", type=click.FloatRange(min=0.5), help="Time for measuring; trims the ladder (default: 6).")
+@click.option("--out", type=click.Path(path_type=Path), help="Run directory to make (default: runs/TIME-...).")
+@click.option("--open", "open_report", is_flag=True, help="Open the report in the browser.")
+@click.option("--prepare", "prepare_only", is_flag=True, help="Fetch and convert the weights; measure nothing.")
+@click.option("--quiet", is_flag=True, help="Print the summary alone.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout.")
+def demo(
+    minutes: float | None, out: Path | None, open_report: bool, prepare_only: bool, quiet: bool, as_json: bool
+) -> None:
+    """The main job on this machine: the real llama.cpp server with one small model in 4, 8 and 16 bit.
+
+    Each deployment is started, asked a short and a long prompt by one user, then long prompts by more and more users
+    until it breaks, then realistic lengths (azure-conv-2023). No GPU, no Docker and no model hub are needed.
+    """
+    folder = model_folder()
+    prepare(folder, lambda text: None if quiet else click.echo(text, err=True))
+    if prepare_only:
+        return
+    overrides = () if minutes is None else (f"budget.minutes={minutes:g}",)
+    plan = parse_plan(demo_plan(folder), "demo.toml", overrides, base=Path.cwd())
+    journal = Journal.create(out or default_directory(plan), plan.text)
+    measure(plan, journal, overrides, quiet=quiet, as_json=as_json, open_report=open_report)
