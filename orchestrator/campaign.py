@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 import psutil
 
 from orchestrator import __version__
+from orchestrator.asked import asked, search_rules
 from orchestrator.clock import NS_PER_S, now_ns, wall_now
 from orchestrator.errors import HostError, JournalError, StackError
 from orchestrator.host import host_facts
 from orchestrator.journal import Journal
-from orchestrator.judge.search import Measure, Outcome, SearchRules, Stop, next_step
+from orchestrator.judge.search import Measure, Outcome, Stop, next_step
 from orchestrator.launch.orphans import find_orphans, remove
 from orchestrator.launch.server import Owner, Server, open_server
 from orchestrator.level import Bench
@@ -41,19 +42,6 @@ from orchestrator.records import (
 )
 from orchestrator.watch.gpu import list_gpus
 from stacks.catalog import stack as stack_named
-
-
-def search_rules(plan: Plan, cell: Cell) -> SearchRules:
-    """The search of a cell, from the plan alone."""
-    ramp = plan.ramp
-    return SearchRules(
-        start=ramp.start,
-        maximum=ramp.max,
-        factor=ramp.factor,
-        precision=ramp.precision,
-        confirm=ramp.confirm,
-        levels=cell.workload.levels,
-    )
 
 
 def outcomes(events: Sequence[AnyEvent], cell: str) -> list[Outcome]:
@@ -146,6 +134,7 @@ class Campaign:
                 plan_path=str(self.plan.path.absolute()),
                 overrides=self.overrides,
                 host=facts,
+                asked=asked(self.plan),
                 pid=os.getpid(),
                 pid_started=psutil.Process().create_time(),
                 resumed=resumed,

@@ -17,7 +17,9 @@ from markupsafe import Markup, escape
 
 from reports.figures import clean
 
-WIDTH, HEIGHT = 290, 170
+WIDTH, HEIGHT = 370, 200
+_BRACKETS_PX = 24
+"""Foot of a chart, kept free for the brackets of the breaks."""
 SERIES = 8
 """Colours that the page defines; further deployments take them again with another dash."""
 
@@ -41,8 +43,8 @@ _CONFIG = alt.Config(
         gridColor=_GRID,
         domainColor=_GRID,
         tickColor=_GRID,
-        labelFontSize=11,
-        titleFontSize=11,
+        labelFontSize=12,
+        titleFontSize=12,
         titleFontWeight="normal",
         titlePadding=8,
         labelPadding=4,
@@ -88,14 +90,18 @@ def concurrency_chart(
     values = [mark.value for curve in curves for mark in curve.marks if mark.value is not None]
     shown = [value for value in [*values, limit] if value is not None]
     log = not share and _spread(shown) > 20
+    strip = _BRACKETS_PX if any(curve.bracket for curve in curves) else 0
     low, high = (0.0, 1.0) if share else _domain(shown, log=log)
     y = alt.Y(
         "y:Q",
         title=f"{unit}, log scale" if log else unit,
-        scale=alt.Scale(type="log" if log else "linear", domain=[low, high], nice=False, zero=False),
+        scale=alt.Scale(
+            type="log" if log else "linear", domain=[low, high], range=[HEIGHT - strip, 0], nice=False, zero=False
+        ),
         axis=alt.Axis(
             values=_decade_ticks(low, high) if log else alt.Undefined,
             tickCount=5,
+            labelOverlap=False,
             format="%" if share else ",~r",
             grid=True,
         ),
@@ -103,11 +109,12 @@ def concurrency_chart(
     x = _concurrency_axis([mark.concurrency for curve in curves for mark in curve.marks])
     layers = [_limit_layer(limit, y)] if limit is not None else []
     for position, curve in enumerate(curves):
-        layers += _curve_layers(curve, x, y, high, position)
-    return _svg(alt.layer(*layers), title, described)
+        foot = HEIGHT - strip + (position + 0.75) * strip / len(curves)
+        layers += _curve_layers(curve, x, y, high, foot)
+    return _svg(layers, title, described)
 
 
-def _curve_layers(curve: Curve, x: alt.X, y: alt.Y, high: float, position: int) -> list[alt.Chart]:
+def _curve_layers(curve: Curve, x: alt.X, y: alt.Y, high: float, foot: float) -> list[alt.Chart]:
     colour = f"#5e000{curve.slot % SERIES}"
     rows = [
         {"c": mark.concurrency, "y": high if mark.value is None else min(mark.value, high), "word": mark.word}
@@ -124,17 +131,18 @@ def _curve_layers(curve: Curve, x: alt.X, y: alt.Y, high: float, position: int) 
             layers.append(mark.encode(x=x, y=y))
     if curve.bracket is not None:
         rule = _chart([{"c": curve.bracket[0], "c2": curve.bracket[1]}])
-        bar = rule.mark_bar(height=4, color=colour, opacity=0.85)
-        layers.append(bar.encode(x=x, x2="c2:Q", y=alt.value(HEIGHT - 3 - 6 * position)))
+        line = rule.mark_rule(color=colour, strokeWidth=4)
+        layers.append(line.encode(x=x, x2="c2:Q", y=alt.value(foot)))
     return layers
 
 
 def _limit_layer(limit: float, y: alt.Y) -> alt.Chart:
-    return _chart([{"y": limit}]).mark_rule(color=_SLO, strokeWidth=1.5, strokeDash=[5, 3]).encode(y=y)
+    rule: alt.Chart = _chart([{"y": limit}]).mark_rule(color=_SLO, strokeWidth=1.5, strokeDash=[5, 3]).encode(y=y)
+    return rule
 
 
 def _chart(rows: Sequence[dict[str, Any]]) -> alt.Chart:
-    return alt.Chart(alt.Data(values=list(rows)))
+    return alt.Chart(alt.InlineData(values=list(rows)))
 
 
 # --- memory -----------------------------------------------------------------------------------------------------
@@ -149,22 +157,32 @@ def memory_chart(
     end_s = max([1.0, *(line[-1][0] for line in servers if line), *(end for _, end, _ in levels)])
     per, word = (60.0, "minutes") if end_s >= 180 else (1.0, "seconds")
     x_scale = alt.Scale(domain=[0, end_s / per], nice=False)
-    x = alt.X("t:Q", title=f"{word} since the start of the server", scale=x_scale, axis=alt.Axis(grid=False, tickCount=6))
-    y = alt.Y("y:Q", title=name, scale=alt.Scale(domain=[0, highest / unit * 1.12], nice=False), axis=alt.Axis(tickCount=5))
+    x = alt.X(
+        "t:Q", title=f"{word} since the start of the server", scale=x_scale, axis=alt.Axis(grid=False, tickCount=6)
+    )
+    y = alt.Y(
+        "y:Q", title=name, scale=alt.Scale(domain=[0, highest / unit * 1.12], nice=False), axis=alt.Axis(tickCount=5)
+    )
     bands = [{"t": start / per, "t2": end / per, "c": users} for start, end, users in levels]
-    layers = [_chart(bands).mark_rect(color=_GRID, opacity=0.55).encode(x=x, x2="t2:Q")] if bands else []
+    layers = (
+        [_chart(bands).mark_rect(color=_GRID, opacity=0.55, stroke=_PAPER, strokeWidth=1).encode(x=x, x2="t2:Q")]
+        if bands
+        else []
+    )
     labels = [
         {"t": (band["t"] + band["t2"]) / 2, "text": str(band["c"])}
         for band in bands
         if (band["t2"] - band["t"]) / (end_s / per) * WIDTH >= 8 * len(str(band["c"]))
     ]
     if labels:
-        text = _chart(labels).mark_text(color=_MUTED, fontSize=10, baseline="top")
+        text = _chart(labels).mark_text(color=_MUTED, fontSize=11, baseline="top")
         layers.append(text.encode(x=x, y=alt.value(3), text="text:N"))
     for line in servers:
         rows = [{"t": at_s / per, "y": value / unit} for at_s, value in line]
-        layers.append(_chart(rows).mark_line(color="#5e0000", strokeWidth=1.75, interpolate="step-after").encode(x=x, y=y))
-    return _svg(alt.layer(*layers), "Memory over time", described)
+        layers.append(
+            _chart(rows).mark_line(color="#5e0000", strokeWidth=1.75, interpolate="step-after").encode(x=x, y=y)
+        )
+    return _svg(layers, "Memory over time", described)
 
 
 def bill_chart(bars: Sequence[tuple[str, Sequence[float]]], items: Sequence[str], *, described: str) -> Markup:
@@ -188,9 +206,9 @@ def bill_chart(bars: Sequence[tuple[str, Sequence[float]]], items: Sequence[str]
         )
     )
     names = [{"bar": f"{i:03}", "text": clean(bar, 48)} for i, (bar, _) in enumerate(bars)]
-    label = _chart(names).mark_text(align="left", dy=-17, color=_INK, fontSize=11, limit=WIDTH)
+    label = _chart(names).mark_text(align="left", dy=-17, color=_INK, fontSize=12, limit=WIDTH)
     label = label.encode(y=alt.Y("bar:N"), x=alt.value(0), text="text:N")
-    return _svg(alt.layer(chart, label), "Memory by item", described, height=46 * max(1, len(bars)))
+    return _svg([chart, label], "Memory by item", described, height=46 * max(1, len(bars)))
 
 
 # --- axes -------------------------------------------------------------------------------------------------------
@@ -200,7 +218,11 @@ def _concurrency_axis(levels: Sequence[int]) -> alt.X:
     low, high = min(levels, default=1), max(levels, default=1)
     log = high >= 8 * low
     ticks: list[float] = [2.0**i for i in range(math.floor(math.log2(low)), math.ceil(math.log2(high)) + 1)]
-    domain = [low / 1.15, high * 1.15] if log else [low - max(0.5, (high - low) * 0.06), high + max(0.5, (high - low) * 0.06)]
+    domain = (
+        [low / 1.15, high * 1.15]
+        if log
+        else [low - max(0.5, (high - low) * 0.06), high + max(0.5, (high - low) * 0.06)]
+    )
     return alt.X(
         "c:Q",
         title="concurrent users" + (", log scale" if log else ""),
@@ -243,13 +265,12 @@ def _decade_ticks(low: float, high: float) -> list[float]:
 # --- from specification to page ---------------------------------------------------------------------------------
 
 
-def _svg(chart: alt.LayerChart, title: str, described: str, height: int = HEIGHT) -> Markup:
+def _svg(layers: Sequence[alt.Chart], title: str, described: str, height: int = HEIGHT) -> Markup:
     """The drawing as an element of the page: colours by variable, scaled to its place, told to screen readers."""
-    chart = chart.properties(width=WIDTH, height=height, padding=4)
-    chart.config = _CONFIG
+    chart = alt.LayerChart(layer=list(layers), width=WIDTH, height=height, padding=4, config=_CONFIG)
     drawn = vl_convert.vegalite_to_svg(chart.to_dict())
     body = re.sub(r"#5e[0-9a-f]{4}", lambda found: f"var({_VARIABLES[found[0]]})", drawn)
     body = re.sub(r' (?:role|aria-roledescription|aria-hidden|xmlns:xlink|version|pointer-events)="[^"]*"', "", body)
     body = re.sub(r'<path class="(?:foreground|background)"[^>]*/>', "", body)
     label = escape(clean(f"{title}. {described}", 600))
-    return Markup(body.replace('class="marks"', f'class="chart" role="img" aria-label="{label}"', 1))  # noqa: S704
+    return Markup(body.replace('class="marks"', f'class="chart" role="img" aria-label="{label}"', 1))

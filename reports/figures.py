@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-NONE = "–"
+NONE = "\u2013"
 """Not reported. Never printed as 0."""
 
 _CLIP = 4000
 """Most characters of one value in a report."""
 
-_UNSAFE = {code: "�" for code in (*range(32), *range(127, 160), *range(0xD800, 0xE000)) if code not in (9, 10)}
-_UNSAFE |= dict.fromkeys((0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF), "�")
+_UNSAFE = {code: "\ufffd" for code in (*range(32), *range(127, 160), *range(0xD800, 0xE000)) if code not in (9, 10)}
+_UNSAFE |= dict.fromkeys((0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF), "\ufffd")
 
 
 def clean(text: str, limit: int = _CLIP) -> str:
@@ -27,11 +27,9 @@ def significant(value: float | None, digits: int = 3) -> str:
         return NONE
     if value == 0:
         return "0"
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    rounded = round(value, decimals)
-    if abs(rounded) >= 10 ** (digits - 1):
-        decimals = 0
-    return f"{rounded:,.{min(decimals, 6)}f}"
+    rounded = float(f"{value:.{digits - 1}e}")
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
+    return f"{rounded if decimals else value:,.{min(decimals, 6)}f}"
 
 
 def count(value: float | None) -> str:
@@ -73,7 +71,8 @@ def points(share: float) -> str:
 
 def change(new: float, old: float) -> str:
     """A change relative to `old`, signed: ``-64 %``."""
-    return f"{(new / old - 1) * 100:+.0f} %".replace("-", "−")
+    shown = f"{(new / old - 1) * 100:+.0f}"
+    return "0 %" if shown in ("+0", "-0") else f"{shown} %".replace("-", "\u2212")
 
 
 def duration(s: float | None) -> str:

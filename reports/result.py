@@ -1,17 +1,19 @@
-"""Every number of a report, as one value: `result.json`. Derived from the run directory alone; the HTML shows nothing else.
+"""Every number of a report, as one value: `result.json`. Derived from the run directory; the HTML shows nothing else.
 
 Verdicts stand in the journal and are judged again here from the raw records; a level whose two verdicts differ says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
 from orchestrator.clock import NS_PER_S
+from orchestrator.errors import HostError, JournalError
 from orchestrator.journal import RunFiles, hash_files
 from orchestrator.judge.level import judge_level
 from orchestrator.judge.margin import CellVerdict, cell_verdict
@@ -99,7 +101,7 @@ class CellResult(msgspec.Struct, frozen=True, kw_only=True):
     note: str
     verdict: CellVerdict
     search: str
-    """How the search ended, one sentence; "" if it did not end."""
+    """How the search ended, or why that cannot be told; "" if it did not end."""
     hardware: Hardware
     levels: tuple[LevelResult, ...]
     """By concurrency, then in the order of measuring."""
@@ -178,7 +180,12 @@ def _agrees(level: Level, samples: Sequence[Sample], slo: Slo) -> bool:
 
 
 def _stop(cell: Cell) -> Stop | None:
-    """How the search of the cell ended, by replaying it; None while a step is left."""
+    """How the search of the cell ended, by replaying it; None while a step is left, or where its rules are not known.
+
+    Raises JournalError if this version's search would have taken other steps.
+    """
+    if not cell.asked.search:
+        return None
     history = [
         Outcome(
             concurrency=level.concurrency,
@@ -247,8 +254,8 @@ def _timeline(cell: Cell, watched: dict[int, list[Sample]]) -> Timeline:
     series = {number: memory_series(samples) for number, samples in watched.items()}
     peaks: dict[str, float] = {}
     for by_source in series.values():
-        for source, points in by_source.items():
-            peaks[source] = max([peaks.get(source, 0.0), *(value for _, value in points)])
+        for name, points in by_source.items():
+            peaks[name] = max([peaks.get(name, 0.0), *(value for _, value in points)])
     source = best_source(peaks)
     lines: list[tuple[tuple[float, float], ...]] = []
     spans: list[Span] = []
@@ -286,13 +293,14 @@ def _ready_bytes(points: Sequence[tuple[int, float]], first_level_ns: int) -> in
 # --- cells ------------------------------------------------------------------------------------------------------
 
 
-def _hardware(cell: Cell, timeline: Timeline) -> Hardware:
+def _hardware(cell: Cell, timeline: Timeline, host: Mapping[str, object]) -> Hardware:
+    """What the server ran on. A process that was told of no GPU may still take the ones that the host has."""
     server = cell.server
     if cell.asked.stack == "simulated" or (server is not None and server.facts.get("simulated")):
         return "simulated"
     if timeline.on_gpu or cell.asked.gpus:
         return "gpu"
-    if server is None or server.launch == "external":
+    if server is None or server.launch == "external" or any(name.startswith("gpu") for name in host):
         return "unknown"
     return "cpu"
 
@@ -318,18 +326,22 @@ def _incidents(cell: Cell) -> Iterator[Incident]:
         yield Incident(attempt=len(cell.attempts), failure=final, log_tail=(), ended_cell=True)
 
 
-def _cell(cell: Cell, slo: Slo) -> CellResult:
+def _cell(cell: Cell, slo: Slo, host: Mapping[str, object]) -> CellResult:
     watched = {attempt.number: attempt.samples() for attempt in cell.attempts}
     started = {attempt.number: attempt.started_ns for attempt in cell.attempts}
     timeline = _timeline(cell, watched)
-    stop = _stop(cell)
+    try:
+        stop = _stop(cell)
+        search = stop.why if stop else ""
+    except JournalError as error:
+        stop, search = None, str(error)
     return CellResult(
         asked=cell.asked,
         outcome=_outcome(cell),
         note=cell.finished.note if cell.finished else "",
         verdict=_verdict(cell, stop, slo),
-        search=stop.why if stop else "",
-        hardware=_hardware(cell, timeline),
+        search=search,
+        hardware=_hardware(cell, timeline, host),
         levels=tuple(
             _level(level, started[level.commit.attempt], watched[level.commit.attempt], slo) for level in cell.levels
         ),
@@ -339,6 +351,11 @@ def _cell(cell: Cell, slo: Slo) -> CellResult:
         timeline=timeline,
         incidents=tuple(_incidents(cell)),
     )
+
+
+def _is_raw(name: str) -> bool:
+    """Part of the format, not something that was laid beside it."""
+    return name in ("plan.toml", "journal.jsonl") or name.startswith("cells/")
 
 
 def result(run: Run) -> Result:
@@ -358,8 +375,8 @@ def result(run: Run) -> Result:
         host=dict(sorted(opened.host.items())),
         plan_sha256=opened.plan_sha256,
         overrides=opened.overrides,
-        cells=tuple(_cell(cell, run.asked.slo) for cell in run.cells),
-        files=dict(hash_files(run.path)),
+        cells=tuple(_cell(cell, run.asked.slo, opened.host) for cell in run.cells),
+        files={name: digest for name, digest in hash_files(run.path) if _is_raw(name)},
     )
 
 
@@ -374,7 +391,21 @@ def encode(value: Result | dict[str, Any]) -> bytes:
 
 
 def write_result(run_dir: Path) -> Result:
-    """Write `result.json` into a run directory and return what it says."""
+    """Write `result.json` into a run directory and return what it says.
+
+    Raises JournalError for what is no run directory and HostError if the file cannot be written.
+    """
     found = result(read_run(run_dir))
-    RunFiles(run_dir).result.write_bytes(encode(found))
+    write_derived(RunFiles(run_dir).result, encode(found))
     return found
+
+
+def write_derived(path: Path, data: bytes) -> None:
+    """Write a derived file whole: beside its place first, so that no half of one ever stands there."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise HostError(f"{path} cannot be written: {error.strerror}.", "Check the folder and the disk.") from error

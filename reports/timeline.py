@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import msgspec
 
@@ -71,7 +72,7 @@ def thin(points: Sequence[tuple[float, float]], most: int = POINTS) -> tuple[tup
     if len(points) <= most:
         return tuple(points)
     edges = [len(points) * i // most for i in range(most + 1)]
-    return tuple(max(points[a:b], key=lambda point: point[1]) for a, b in zip(edges, edges[1:], strict=False))
+    return tuple(max(points[a:b], key=lambda point: point[1]) for a, b in pairwise(edges))
 
 
 def to_seconds(series: Sequence[tuple[int, float]], started_ns: int, offset_s: float) -> list[tuple[float, float]]:

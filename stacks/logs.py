@@ -45,7 +45,7 @@ class Fact(NamedTuple):
     scale: float | None = 1.0
     """Factor to the base unit; None = text."""
     over: Literal["ranks", "parts"] = "ranks"
-    """Several ranks: the largest counts, as on one card, and their sum is told beside it. Several parts (buffers,
+    """Several ranks: the largest counts, as on one card, and the sum of bytes is told beside it. Several parts (buffers,
     devices): their sum counts. Of one rank or part, the last line counts: engines size their memory in two passes."""
 
 
@@ -77,7 +77,8 @@ def _read(fact: Fact, lines: Sequence[str]) -> Mapping[str, float | str]:
 def _folded(fact: Fact, values: list[float]) -> dict[str, float | str]:
     if fact.over == "parts":
         return {fact.name: sum(values)}
-    more: dict[str, float | str] = {f"{fact.name}_all_ranks": sum(values)} if len(values) > 1 else {}
+    several = len(values) > 1 and fact.name.endswith("_bytes")
+    more: dict[str, float | str] = {f"{fact.name}_all_ranks": sum(values)} if several else {}
     return {fact.name: max(values), **more}
 
 

@@ -39,7 +39,7 @@ def points(text: str, names: Iterable[str]) -> list[Point]:
     Only lines that can matter are parsed: an engine's page has thousands, and it is read every second.
     """
     wanted = tuple(names)
-    lines = [line for line in text.split("\n") if line.startswith(wanted) and len(line) <= MAX_LINE_CHARACTERS]
+    lines = [line.rstrip() for line in text.split("\n") if line.startswith(wanted) and len(line) <= MAX_LINE_CHARACTERS]
     try:
         found = list(_parsed("\n".join(lines) + "\n"))
     except (ValueError, IndexError, KeyError):  # one bad line spoils a whole parse: take them one by one
@@ -50,7 +50,7 @@ def points(text: str, names: Iterable[str]) -> list[Point]:
 def _parsed(text: str) -> Iterator[Point]:
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            yield Point(sample.name, sample.labels, sample.value)
+            yield Point(sample.name, sample.labels, float(sample.value))
 
 
 def _parsed_line(line: str) -> list[Point]:

@@ -64,6 +64,10 @@ class DataSheet(Stack):
             *self.more_problems(deployment),
         ]
 
+    def spelled(self, quantization: str) -> str:
+        """A quantization as the tables spell it."""
+        return quantization
+
     def more_problems(self, deployment: Deployment) -> list[Setting]:
         """What only this stack refuses."""
         return []
@@ -82,7 +86,7 @@ class DataSheet(Stack):
         number, label = self.release(deployment), self._label(deployment)
         found = []
         asked = deployment.quantization
-        if asked is not None and asked not in (allowed := self.quantizations.at(number)):
+        if asked is not None and self.spelled(asked) not in (allowed := self.quantizations.at(number)):
             found.append(not_accepted("quantization", asked, allowed, label, self.quantizations.span(asked)))
         kv_dtype = deployment.kv_dtype
         if kv_dtype != "auto" and kv_dtype not in (allowed := self.kv_dtypes.at(number)):
@@ -172,10 +176,10 @@ class DataSheet(Stack):
 
     def log_facts(self, lines: Sequence[str]) -> dict[str, float | str]:
         clean = since_last_start(clean_lines(lines), self.start_marker)
-        return {**facts_of(clean, self.facts), **self.more_facts(clean)}
+        return {**self.derived_facts(clean), **facts_of(clean, self.facts)}
 
-    def more_facts(self, lines: Sequence[str]) -> dict[str, float | str]:
-        """Facts that need more than one line, from the clean lines of the last start."""
+    def derived_facts(self, lines: Sequence[str]) -> dict[str, float | str]:
+        """Facts that no single group of a line holds, from the clean lines of the last start. The table counts more."""
         return {}
 
     def find_failure(self, lines: Sequence[str]) -> FoundFailure | None:

@@ -1,8 +1,8 @@
 """Confidence bounds of a level's figures. Formulas and test vectors: METHOD.md, "How sure a figure is".
 
-`alpha` is the error probability of one side unless said otherwise. Batches are equal runs of requests in issue order, or
-equal spans of the steady window: neighbours share a batch of the server, so their outcomes are not independent, and a
-plain binomial bound would be wrong about one time in three near a target of 95 %.
+`alpha` is the error probability of one side unless said otherwise. Batches are equal runs of requests in issue order,
+or equal spans of the steady window: neighbours share a batch of the server, so their outcomes are not independent, and
+a plain binomial bound would be wrong about one time in three near a target of 95 %.
 """
 
 from __future__ import annotations
@@ -241,3 +241,18 @@ def looks(concurrency: int) -> tuple[int, ...]:
     while sizes[-1] < largest:
         sizes.append(min(2 * sizes[-1], largest))
     return tuple(sizes)
+
+
+def requests_needed(found: Attainment, n: int, target: float, alpha: float) -> int | None:
+    """About how many requests (multiples of `n`, powers of two) would put a bound on one side of the target.
+
+    The observed share and the design effect are taken as they are. None if even 2^12 times as many would not.
+    """
+    for doubling in range(13):
+        n_eff = found.n_eff * (1 << doubling)
+        good, bad = found.observed * n_eff, n_eff * (1 - found.observed)
+        if found.observed > 0 and _beta_quantile(alpha, good, bad + 1) > target:
+            return n << doubling
+        if found.observed < 1 and _beta_quantile(1 - alpha, good + 1, bad) < target:
+            return n << doubling
+    return None

@@ -1,4 +1,4 @@
-"""From the steady rate that holds to the rate of real, uneven traffic: the cost of an output token, and the factor F."""
+"""From a steady rate that holds to the rate of real, uneven traffic: what an output token costs, and the factor F."""
 
 from __future__ import annotations
 

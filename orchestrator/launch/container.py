@@ -18,7 +18,7 @@ from orchestrator.launch.death import Exit, failure_of
 from orchestrator.launch.docker import Engine
 from orchestrator.launch.engine_facts import Plan, State
 from orchestrator.launch.environment import secret_values
-from orchestrator.launch.guard import guarded
+from orchestrator.launch.guard import Guard, guarded
 from orchestrator.launch.log import Secrets, ServerLog
 from orchestrator.launch.ready import completed, prove_ready
 from orchestrator.launch.running import Order, Server, in_daemon, see_through
@@ -178,10 +178,14 @@ async def open_container(order: Order) -> AsyncIterator[Server]:
                     yield server
             finally:
                 # By its name, which was ours before the engine knew of it.
-                await see_through(in_daemon(partial(engine.remove, plan.name), "container remove"))
-                guard.release()
+                await see_through(_remove(engine, plan.name, guard))
     finally:
         engine.close()
+
+
+async def _remove(engine: Engine, name: str, guard: Guard) -> None:
+    await in_daemon(partial(engine.remove, name), "container remove")
+    guard.release()
 
 
 async def _prepare(

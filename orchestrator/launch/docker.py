@@ -11,6 +11,7 @@ everybody who may talk to the engine, which is to say to root; our own records h
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -52,6 +53,20 @@ def is_local(address: str) -> bool:
     return url.scheme in ("unix", "npipe", "") or host == "localhost" or host.startswith("127.") or host == "::1"
 
 
+def _knock(address: str) -> None:
+    """Raises HostError if nobody is behind a local socket. Asked before the SDK, which lets the socket of a connection
+    that is refused lie open."""
+    url = urlsplit(address)
+    if url.scheme != "unix":
+        return
+    with socket.socket(socket.AF_UNIX) as knock:
+        knock.settimeout(TIMEOUT_S)
+        try:
+            knock.connect(url.path)
+        except OSError as error:
+            raise host_error("connect", repr(error), address=address) from error
+
+
 class Engine:
     """A Docker Engine that answers."""
 
@@ -71,6 +86,7 @@ class Engine:
 
     @classmethod
     def open(cls) -> Self:
+        _knock(engine_address())
         with _told("connect"):
             return cls(docker.from_env(timeout=TIMEOUT_S))
 

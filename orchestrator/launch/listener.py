@@ -14,6 +14,7 @@ from orchestrator.launch.tree import PROC
 PORTS = range(20_000, 32_000)
 """Below the range from which the kernel gives ports to outgoing connections (32768 on Linux): a client of anything
 cannot take the port while a server loads for minutes before it listens."""
+TRIES = 200
 _LISTEN = "0A"
 _REACHED_BY_LOOPBACK = frozenset(
     {
@@ -28,12 +29,12 @@ _REACHED_BY_LOOPBACK = frozenset(
 
 def free_port() -> int:
     """A port of 127.0.0.1 that nobody holds at this moment. Raises HostError if there is none."""
-    for port in random.sample(PORTS, 200):
+    for port in random.sample(PORTS, min(TRIES, len(PORTS))):
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
     raise HostError(
-        f"No free port between {PORTS.start} and {PORTS.stop} was found in 200 tries.",
+        f"No free port between {PORTS.start} and {PORTS.stop} was found in {TRIES} tries.",
         "See what holds them: ss -ltnp",
     )
 

@@ -256,5 +256,9 @@ async def _running(order: Order, planned: Command, record: ServerRecord, guard: 
             await server.ready(planned.secrets)
             yield server
         finally:
-            await see_through(server.stop())
-            guard.release()
+            await see_through(_end(server, guard))
+
+
+async def _end(server: ProcessServer, guard: Guard) -> None:
+    await server.stop()
+    guard.release()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 GOODBYE = "goodbye\n"
 GRACE_S = 5.0
-LOOKS_S = (0.0, 0.5, 2.0)
+LOOKS_S = {"process": (0.0, 0.2, 0.5), "docker": (0.0, 0.5, 2.0)}
 """Pauses before each look. What was on its way when the owner died (a fork before its exec, a container that the engine
 was making) shows a moment later, and no event tells of it."""
 
@@ -85,7 +85,7 @@ def reap(named: argparse.Namespace, told: str, say: Callable[[str], None]) -> No
     from orchestrator.launch.owner import CELL_MARK, OWNER_MARK, PLACE_MARK, RUN_MARK
 
     marks = {RUN_MARK: named.run, CELL_MARK: named.cell, OWNER_MARK: named.owner, PLACE_MARK: named.place}
-    for pause_s in LOOKS_S:
+    for pause_s in LOOKS_S[named.launch]:
         time.sleep(pause_s)
         if named.launch == "process":
             _stop_processes(marks, told, say)

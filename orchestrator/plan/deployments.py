@@ -28,6 +28,9 @@ _USED_BY = {
 }
 """Settings that only some launch kinds have."""
 
+_OF_ONE = {"name", "stack", "model", "revision", "served_name", "url"}
+"""Settings that no two deployments share, or that stand in [model]."""
+
 
 class Surroundings(NamedTuple):
     """What a plan is read against."""
@@ -37,11 +40,26 @@ class Surroundings(NamedTuple):
     environ: Mapping[str, str]
 
 
+def read_defaults(table: Mapping[str, Any], findings: Findings) -> dict[str, Any]:
+    """[defaults]: the keys of a deployment that stand for all of them, as far as they are right."""
+    shared = _as_lists(table)
+    for name in sorted(_OF_ONE & shared.keys()):
+        findings.add(f"defaults.{name}", "belongs to one deployment and cannot be a default.")
+        del shared[name]
+    right = findings.values(shared, Deployment, "defaults")
+    return {name: value for name, value in shared.items() if name in right}
+
+
 def read_deployment(
-    table: Mapping[str, Any], key: str, model: ModelSettings, around: Surroundings, findings: Findings
+    table: Mapping[str, Any],
+    key: str,
+    model: ModelSettings,
+    defaults: Mapping[str, Any],
+    around: Surroundings,
+    findings: Findings,
 ) -> Deployment | None:
     """One [[deployment]], complete, with absolute paths; what is wrong is told. None without name, stack or model."""
-    filled = _with_defaults(table, model)
+    filled = _with_defaults(_as_lists(table), model, defaults)
     if "model" not in filled:
         findings.add(f"{key}.model", "is missing.", "Give it here, or for all deployments as [model] id.")
         filled["model"] = "missing"
@@ -63,8 +81,10 @@ def read_deployment(
 # --- filling in ---------------------------------------------------------------------------------------------------
 
 
-def _with_defaults(table: Mapping[str, Any], model: ModelSettings) -> dict[str, Any]:
-    filled = dict(table)
+def _with_defaults(table: Mapping[str, Any], model: ModelSettings, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The deployment's own keys, then those of [defaults] that its launch kind has, then those of [model]."""
+    launch = table.get("launch", defaults.get("launch", "docker"))
+    filled = {name: v for name, v in defaults.items() if launch in _USED_BY.get(name, (launch,))} | dict(table)
     if model.id is not None and "model" not in filled:
         filled["model"] = model.id
         filled.setdefault("revision", model.revision)
@@ -72,6 +92,12 @@ def _with_defaults(table: Mapping[str, Any], model: ModelSettings) -> dict[str, 
     filled.setdefault("context_tokens", model.context_tokens)
     parts = [filled.get(part) for part in ("stack", "quantization")]
     filled.setdefault("name", "-".join(part for part in parts if isinstance(part, str)) or "deployment")
+    return {name: value for name, value in filled.items() if value is not None}
+
+
+def _as_lists(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The shorthands of a deployment written out: a command line in one text, one GPU, numbers in `env`."""
+    filled = dict(table)
     for name in ("command", "args"):
         if isinstance(filled.get(name), str):
             filled[name] = _split(filled[name])
@@ -82,7 +108,7 @@ def _with_defaults(table: Mapping[str, Any], model: ModelSettings) -> dict[str, 
         filled["gpus"] = [str(gpu) if type(gpu) is int else gpu for gpu in given]
     if isinstance(filled.get("env"), dict):
         filled["env"] = {name: str(v) if type(v) in (int, float) else v for name, v in filled["env"].items()}
-    return {name: value for name, value in filled.items() if value is not None}
+    return filled
 
 
 def _split(text: str) -> list[str] | str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import PlanError, Problem
-from orchestrator.plan.deployments import Surroundings, read_deployment
+from orchestrator.plan.deployments import Surroundings, read_defaults, read_deployment
 from orchestrator.plan.overrides import apply_overrides
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.secrets import secret_places
@@ -30,7 +30,7 @@ DEEPEST = 16
 MOST_ENTRIES = 256
 """Deployments, and workloads, of one plan."""
 
-_KEYS = ("title", "seed", "model", "slo", "deployment", "workload", "ramp", "budget")
+_KEYS = ("title", "seed", "model", "slo", "defaults", "deployment", "workload", "ramp", "budget")
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._]|-(?!-)){0,62}[A-Za-z0-9]|[A-Za-z0-9]")
 
 
@@ -98,7 +98,7 @@ def _read(
 ) -> Plan:
     """Every table is read, whatever is wrong with the others."""
     findings.unknown_keys(document, _KEYS, "")
-    title, seed = _title(document, findings), _seed(document, findings)
+    title, seed = _title(document, name, findings), _seed(document, findings)
     model = findings.read_optional(document, ModelSettings, "model")
     slo = findings.read_optional(document, Slo, "slo")
     ramp = findings.read_optional(document, Ramp, "ramp")
@@ -122,8 +122,9 @@ def _read(
     )
 
 
-def _title(document: Mapping[str, Any], findings: Findings) -> str:
-    title = document.get("title", "")
+def _title(document: Mapping[str, Any], name: str, findings: Findings) -> str:
+    """The title; without one the file's name."""
+    title = document.get("title", Path(name).stem)
     if isinstance(title, str) and len(title) <= 200:
         return title
     findings.add("title", f"found {shown(title)}, expected a text of at most 200 characters.")
@@ -142,7 +143,8 @@ def _deployments(
     document: Mapping[str, Any], model: ModelSettings, around: Surroundings, findings: Findings
 ) -> tuple[Deployment, ...]:
     tables = findings.tables(document.get("deployment"), "deployment", MOST_ENTRIES)
-    read = [read_deployment(t, f"deployment[{i}]", model, around, findings) for i, t in enumerate(tables)]
+    defaults = read_defaults(findings.table(document.get("defaults"), "defaults"), findings)
+    read = [read_deployment(t, f"deployment[{i}]", model, defaults, around, findings) for i, t in enumerate(tables)]
     _check_names([None if d is None else d.name for d in read], "deployment", findings)
     return tuple(deployment for deployment in read if deployment is not None)
 

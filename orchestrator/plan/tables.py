@@ -85,7 +85,9 @@ class Findings:
         self.problems: list[Problem] = []
 
     def add(self, key: str, message: str, remedy: str = "") -> None:
-        self.problems.append(Problem(f"{self.file}: {key}" if key else self.file, message, remedy))
+        """One more problem. Whoever worded it (a stack, a trace): what looks like a secret is cut out."""
+        where = f"{self.file}: {key}" if key else self.file
+        self.problems.append(Problem(*(SECRET_VALUE.sub("(not shown)", text) for text in (where, message, remedy))))
 
     def table(self, value: object, key: str) -> dict[str, Any]:
         """The value as a table; {} with a problem if it is none, {} without one if it is absent."""
@@ -120,6 +122,15 @@ class Findings:
     def read(self, table: Mapping[str, object], kind: type[Settings], key: str) -> Settings | None:
         """The table as settings. Wrong values are told and left at their defaults, so that checking goes on with the
         rest; None if a key without a default is missing or wrong."""
+        values = self.values(table, kind, key)
+        needed = [field.name for field in msgspec.structs.fields(kind) if field.required]
+        for name in needed:
+            if name not in table:
+                self.add(f"{key}.{name}", "is missing.")
+        return kind(**values) if all(name in values for name in needed) else None
+
+    def values(self, table: Mapping[str, object], kind: type[msgspec.Struct], key: str) -> dict[str, Any]:
+        """The right values of a table, of the types that the settings have; what is wrong is told and left out."""
         fields = {field.name: field for field in msgspec.structs.fields(kind)}
         self.unknown_keys(table, fields, key)
         values: dict[str, Any] = {}
@@ -127,11 +138,7 @@ class Findings:
             value = self._value(f"{key}.{name}", name, table[name], fields[name].type)
             if value is not _WRONG:
                 values[name] = value
-        needed = [name for name, field in fields.items() if field.required]
-        for name in needed:
-            if name not in table:
-                self.add(f"{key}.{name}", "is missing.")
-        return kind(**values) if all(name in values for name in needed) else None
+        return values
 
     def read_optional(self, document: Mapping[str, object], kind: type[Settings], key: str) -> Settings:
         """The table of that key, whose every setting has a default."""

@@ -84,13 +84,13 @@ def _key(name: str) -> str:
 
 _DRIVER_NAMES = (
     # What a driver calls a card -> id. The driver does not always say the size, so the measured total decides (below).
-    (re.compile(r"h100.*nvl", re.I), "H100-NVL-94GB"),
-    (re.compile(r"h100.*pcie", re.I), "H100-PCIE-80GB"),
-    (re.compile(r"h100|h800", re.I), "H100-SXM-80GB"),
-    (re.compile(r"a100.*40|a100-40", re.I), "A100-40GB"),
-    (re.compile(r"a100|a800", re.I), "A100-80GB"),
-    (re.compile(r"rtx pro 6000", re.I), "RTX-PRO-6000-96GB"),
-    (re.compile(r"rtx 6000 ada", re.I), "RTX-6000-Ada-48GB"),
+    (re.compile(r"h100.*nvl", re.IGNORECASE), "H100-NVL-94GB"),
+    (re.compile(r"h100.*pcie", re.IGNORECASE), "H100-PCIE-80GB"),
+    (re.compile(r"h100|h800", re.IGNORECASE), "H100-SXM-80GB"),
+    (re.compile(r"a100.*40|a100-40", re.IGNORECASE), "A100-40GB"),
+    (re.compile(r"a100|a800", re.IGNORECASE), "A100-80GB"),
+    (re.compile(r"rtx pro 6000", re.IGNORECASE), "RTX-PRO-6000-96GB"),
+    (re.compile(r"rtx 6000 ada", re.IGNORECASE), "RTX-6000-Ada-48GB"),
 )
 
 
@@ -114,7 +114,7 @@ def find_card(name: str) -> Card:
         return close[0]
     raise UnknownFactError(
         f"Nothing is known of the card {name!r}.",
-        f"Nearest: {nearest(name, table)}. Or give its memory by hand: --card-memory GIB (total as the runtime reports).",
+        f"Nearest: {nearest(name, table)}. Or give its memory by hand, as the runtime reports it: --card-memory GIB.",
     )
 
 
@@ -129,7 +129,7 @@ def card_with_memory(name: str, total_bytes: int) -> Card:
     return msgspec.structs.replace(known, usable_gib=total_bytes / GIB, usable_basis="as reported by the machine")
 
 
-_SIZE_CLASS = re.compile(r"^(\d+) ?GB(?: (?:class|laptop))?$", re.I)
+_SIZE_CLASS = re.compile(r"^(\d+) ?GB(?: (?:class|laptop))?$", re.IGNORECASE)
 _USABLE_SHARE = 0.9875
 """Median of usable GiB over marketing GB in the table, for sizes that the table has no card of."""
 

@@ -153,7 +153,7 @@ def is_online(quantization: str | None) -> bool:
     return bool(quantization and _ONLINE.search(quantization.lower()))
 
 
-_GROUPED_INT8 = re.compile(r"gptq|w8a16", re.I)
+_GROUPED_INT8 = re.compile(r"gptq|w8a16", re.IGNORECASE)
 
 
 def refine_format(weights: WeightFormat, quantization: str | None, *, scales_kept_double: bool) -> WeightFormat:

@@ -46,7 +46,7 @@ def layer_kv(model: Model, value_bytes: float, tensor: int) -> LayerKv:
 
 
 def state_bytes(model: Model, tensor: int) -> int:
-    """Fixed state of one sequence in one linear-attention layer: recurrent matrix, and the convolution's last inputs."""
+    """Fixed state of one sequence in one linear-attention layer: recurrent matrix and last inputs."""
     linear = model.linear_attention
     if linear is None:
         return 0
@@ -80,8 +80,10 @@ class Layout(NamedTuple):
     def blocks_of(self, context_tokens: int, inflight_tokens: int = 0) -> int:
         """Blocks that one request of `context_tokens` holds; `inflight_tokens` are those of batches under way."""
         whole = math.ceil(context_tokens / self.block_tokens)
-        return self.full_groups * whole + self.windowed_groups * self._windowed(context_tokens, inflight_tokens) + (
-            self.linear_groups
+        return (
+            self.full_groups * whole
+            + self.windowed_groups * self._windowed(context_tokens, inflight_tokens)
+            + (self.linear_groups)
         )
 
     def _windowed(self, context_tokens: int, inflight_tokens: int) -> int:
@@ -145,7 +147,7 @@ class PoolTokens(NamedTuple):
 def pool_tokens(
     layout: Layout, pool_bytes: float, max_model_len: int, inflight_tokens: int, *, from_concurrency: bool
 ) -> PoolTokens:
-    """Tokens of a pool. `from_concurrency`: hybrid models log int(max concurrency x length) instead of blocks/groups."""
+    """Tokens of a pool. `from_concurrency`: hybrid models log int(max concurrency x length)."""
     blocks = layout.blocks(pool_bytes)
     need = layout.blocks_of(max_model_len, inflight_tokens)
     concurrency = blocks / need
@@ -188,9 +190,9 @@ def llamacpp_kv(
     swa_full: bool = False,
 ) -> LlamaCppKv:
     """
-        n_ctx = pad256(-c);  unified: cells = n_ctx, 1 stream;  else per slot cells = pad256(n_ctx/slots)
-        bytes = sum over layers of cells * streams * (kv_heads*head_dim) * (bytes(type_k) + bytes(type_v))
-        sliding-window layers: cells = pad256(min(cells, window*(slots if unified else 1) + ubatch))
+    n_ctx = pad256(-c);  unified: cells = n_ctx, 1 stream;  else per slot cells = pad256(n_ctx/slots)
+    bytes = sum over layers of cells * streams * (kv_heads*head_dim) * (bytes(type_k) + bytes(type_v))
+    sliding-window layers: cells = pad256(min(cells, window*(slots if unified else 1) + ubatch))
     """
     streams = 1 if unified else slots
     cells = _pad256(context_tokens if unified else math.ceil(_pad256(context_tokens) / slots))

@@ -51,15 +51,18 @@ def activation_bytes(
     hardware: HardwareClass,
     *,
     v0: bool = False,
+    pooling: bool = False,
 ) -> float:
     """The transient peak that the engine reserves inside its budget.
 
-    V0 engines cut the sampled rows to the number of images (or sounds) that fit a batch, so the encoder rules.
+    V0 engines cut the sampled rows to the number of images (or sounds) that fit a batch, so the encoder rules. Pooling
+    models sample nothing.
     """
     forward = forward_bytes(model, batched_tokens, shards.tensor)
     if model.encoder is not None and v0:
         return max(forward, constant("vllm", f"encoder_gib_{model.encoder}_v0", version, hardware).value * GIB)
-    peak = max(sampler_bytes(model, seqs, batched_tokens, shards, version, hardware), forward)
+    sampler = 0.0 if pooling else sampler_bytes(model, seqs, batched_tokens, shards, version, hardware)
+    peak = max(sampler, forward)
     if model.encoder is None:
         return peak
     return peak + constant("vllm", f"encoder_gib_{model.encoder}", version, hardware).value * GIB

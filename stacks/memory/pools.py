@@ -1,10 +1,10 @@
 """The KV pool that an engine reserves at start, by its own rule, on the tightest rank.
 
-    vLLM up to 0.20   K = total*u - W - A - N
-    vLLM 0.21 on      K = total*u - W - A - N - Ge                      graphs are charged by the engine's own estimate
-    SGLang            K = free after load - free before load * (1 - mem_fraction_static)
-    TGI               K = total*fraction*0.9 - C - W - prefill peak     (the warm-up's blocks come back)
-    llama.cpp         K = cells * bytes, whatever is free
+vLLM up to 0.20   K = total*u - W - A - N
+vLLM 0.21 on      K = total*u - W - A - N - Ge                      graphs are charged by the engine's own estimate
+SGLang            K = free after load - free before load * (1 - mem_fraction_static)
+TGI               K = total*fraction*0.9 - C - W - prefill peak     (the warm-up's blocks come back)
+llama.cpp         K = cells * bytes, whatever is free
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ def _vllm_terms(setup: Setup, limits: Limits, stage: Stage) -> Terms:
         version,
         hardware,
         v0=setup.engine == "V0",
+        pooling=setup.pooling,
     )
     non_torch = non_torch_bytes(setup.tensor, version, hardware)
     layers = setup.model.layers / setup.pipeline

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+
 import msgspec
 
+from stacks.memory.bill import bill
 from stacks.memory.cards import GIB, Card, card_of_size, card_with_memory, find_card
 from stacks.memory.formats import find_kv_format, find_weight_format, is_online, refine_format
 from stacks.memory.models import Facts, Model, UnknownFactError, find_model
@@ -80,7 +82,7 @@ def _is_online(row: Row) -> bool:
     """Quantised while loading: said so, or the name is that of a plain checkpoint with a format that can be."""
     if is_online(row.weight_quantization):
         return True
-    return row.weight_quantization == "fp8" and not re.search(r"fp8|w8a8", row.model, re.I)
+    return row.weight_quantization == "fp8" and not re.search(r"fp8|w8a8", row.model, re.IGNORECASE)
 
 
 def setup_of_row(row: Row) -> Setup:
@@ -117,3 +119,68 @@ def setup_of_row(row: Row) -> Setup:
     double = setup.stack == "vllm" and setup.engine == "V0"
     refined = refine_format(weights, row.weight_quantization, scales_kept_double=double)
     return check_setup(msgspec.structs.replace(setup, weights=refined))
+
+
+class Prediction(Facts, frozen=True, kw_only=True):
+    """One line of `--batch`'s output, GiB of one card. Null = not predicted; then `reason` says why."""
+
+    row_id: str
+    weights_gib: float
+    kv_tokens: int | None
+    kv_bytes_per_token: float
+    kv_gib: float | None
+    activation_gib: float | None
+    graphs_gib: float | None
+    context_gib: float | None
+    interval: dict[str, list[float]]
+    starts: str
+    """``yes``, ``no``, or ``undecided`` where the interval spans what one longest request needs."""
+    fits: bool | None
+    """The same as a single best guess."""
+    interval_class: str
+    reason: str | None = None
+
+
+def no_point(setup: Setup, pool_bytes: float) -> str | None:
+    """Why a pool has bounds but no single value, one sentence; None if it has one."""
+    if setup.card_low_gib is not None:
+        return (
+            "Only the card's marketing size is known, which is no base for a fraction: "
+            "the interval spans the cards of that size; name the card or its total for a value."
+        )
+    if pool_bytes <= 0:
+        return f"The predicted pool is {pool_bytes / GIB:.2f} GiB: the weights leave nothing for KV."
+    return None
+
+
+def _gib(value: float) -> float:
+    return round(value / GIB, 4)
+
+
+def predict_row(row: Row) -> Prediction:
+    """The prediction of a row; raises `UnknownFactError` or `NonsenseError` where the row cannot be predicted."""
+    result = bill(setup_of_row(row))
+    pool, reason = result.pool, result.no_pool
+    interval: dict[str, list[float]] = {"weights_gib": [_gib(result.weights.low), _gib(result.weights.high)]}
+    tokens = None
+    if pool is not None:
+        interval["kv_tokens"] = [pool.tokens_low, pool.tokens_high]
+        reason = no_point(result.setup, pool.bytes.value)
+        tokens = pool.held.tokens if reason is None else None
+    engine = result.setup.stack in {"vllm", "tgi"}
+    flat = result.layout.page_bytes / result.layout.block_tokens
+    return Prediction(
+        row_id=row.row_id,
+        weights_gib=_gib(result.weights.value),
+        kv_tokens=tokens,
+        kv_bytes_per_token=round(pool.held.bytes_per_token if pool is not None else flat, 3),
+        kv_gib=_gib(pool.bytes.value) if pool is not None and result.setup.card_low_gib is None else None,
+        activation_gib=_gib(result.terms.activation) if engine else None,
+        graphs_gib=_gib(result.terms.graphs) if result.setup.stack != "llamacpp" else None,
+        context_gib=_gib(result.terms.context + result.terms.non_torch) if result.setup.stack != "llamacpp" else None,
+        interval=interval,
+        starts=result.starts,
+        fits=None if pool is None else pool.bytes.value >= result.need_bytes,
+        interval_class=result.pool_class.name,
+        reason=reason,
+    )

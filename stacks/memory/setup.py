@@ -103,10 +103,11 @@ def check_setup(setup: Setup) -> Setup:
     if setup.memory_fraction is not None and not 0 < setup.memory_fraction <= 1:
         raise NonsenseError(f"The memory fraction is {setup.memory_fraction}, which must be above 0 and at most 1.")
     if setup.model.heads % setup.tensor:
+        sizes = ", ".join(str(ranks) for ranks in (1, 2, 4, 8, 16) if setup.model.heads % ranks == 0)
         raise NonsenseError(
             f"{setup.model.heads} attention heads of {setup.model.name or 'the model'} "
             f"do not divide over {setup.tensor} ranks.",
-            f"Tensor parallel sizes that do: {', '.join(str(n) for n in (1, 2, 4, 8, 16) if setup.model.heads % n == 0)}.",
+            f"Tensor parallel sizes that do: {sizes}.",
         )
     if setup.pipeline > setup.model.layers:
         raise NonsenseError(f"{setup.pipeline} pipeline ranks are more than the model's {setup.model.layers} layers.")
@@ -195,7 +196,12 @@ def _sglang_limits(setup: Setup) -> Limits:
     fraction = setup.memory_fraction
     if fraction is None and total:
         fraction = sglang_fraction(
-            total, setup.tensor, setup.pipeline, setup.model.mla is not None, chunk, setup.max_num_seqs or graph
+            total,
+            setup.tensor,
+            setup.pipeline,
+            setup.model.mla is not None,
+            chunk,
+            min(graph, setup.max_num_seqs or graph),
         )
     return Limits(fraction or 0.0, _model_len(setup), setup.max_num_seqs or 4096, chunk)
 

@@ -2,7 +2,7 @@
 
     W = [ (attention + mlp - replicated)*b/tp + replicated*b + experts*be/tp + router*2 + (norms + other)*2 ] / pp
         + pad64(vocab)*hidden*2/tp                       embedding, first pipeline rank
-        + pad64(vocab)*hidden*2/tp                       lm_head, last pipeline rank; not if tied, not for pooling models
+        + pad64(vocab)*hidden*2/tp                       lm_head, last pipeline rank; not if tied, not if pooling
         + vision*2/tp + positions*2 + rotary + absorbed MLA copies
 
 Component counts are those of `models.Params`; `b` and `be` are bytes per quantised weight, per format.
@@ -11,6 +11,7 @@ Component counts are those of `models.Params`; `b` and `be` are bytes per quanti
 from __future__ import annotations
 
 import functools
+import math
 import re
 from importlib import resources
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from typing import NamedTuple
 import msgspec
 
 from stacks.memory.allocator import unsplit_bytes
-from stacks.memory.formats import WeightFormat
+from stacks.memory.formats import WeightFormat, format_of_checkpoint
 from stacks.memory.models import Facts, Model
 
 
@@ -43,6 +44,10 @@ class Sharding(NamedTuple):
     tensor: int = 1
     pipeline: int = 1
     stage: Stage = Stage()
+
+
+WHOLE = Sharding()
+"""One card holds everything."""
 
 
 class WeightPart(NamedTuple):
@@ -100,43 +105,61 @@ def _replicated_params(model: Model) -> int:
     """MLA down-projections, which every tensor-parallel rank holds whole."""
     if model.mla is None:
         return 0
-    return model.layers * model.hidden * (
-        model.mla.kv_lora_rank + model.mla.qk_rope_head_dim + (model.mla.q_lora_rank or 0)
+    return (
+        model.layers
+        * model.hidden
+        * (model.mla.kv_lora_rank + model.mla.qk_rope_head_dim + (model.mla.q_lora_rank or 0))
     )
 
 
-def _attention_params(model: Model, tensor: int) -> int:
+def _attention_params(model: Model, tensor: int, quirk: Quirk | None) -> int:
     """Attention weights over all ranks; with fewer KV heads than ranks the K and V projections are copied."""
     extra = 0
-    if model.kv_heads and model.head_dim and model.kv_heads < tensor:
-        extra = model.layers * 2 * model.hidden * model.head_dim * (tensor - model.kv_heads)
+    if model.kv_heads and model.head_dim:
+        heads = quirk.kv_heads if quirk and quirk.kv_heads else model.kv_heads
+        extra = model.layers * 2 * model.hidden * model.head_dim * (max(heads, tensor) - model.kv_heads)
     return model.params.attention + extra
 
 
-def _expert_bytes(model: Model, weights: WeightFormat, per_weight: float) -> float:
-    """MXFP4 kernels pad both sides of an expert: to 256 and 128 (gpt-oss 2880 becomes 3072 x 2944)."""
+def _expert_bytes(model: Model, weights: WeightFormat, per_weight: float, tensor: int) -> float:
+    """Bytes on one rank. MXFP4 kernels pad a rank's experts: hidden to 256, its share of the intermediate size to 128.
+
+    gpt-oss's 2880 x 2880 becomes 3072 x 2944 on one rank and 3072 x 1536 on each of two.
+    """
+    plain = model.params.experts * per_weight / tensor
     if model.moe is None or weights.name != "mxfp4":
-        return model.params.experts * per_weight
+        return plain
+    share = model.moe.expert_intermediate / tensor
     wide = -(-model.hidden // 256) * 256
-    narrow = -(-model.moe.expert_intermediate // 128) * 128
-    return model.params.experts * per_weight * wide * narrow / (model.hidden * model.moe.expert_intermediate)
+    narrow = math.ceil(share / 128) * 128
+    return plain * wide * narrow / (model.hidden * share)
+
+
+def _group(model: Model, weights: WeightFormat, quirk: Quirk | None) -> int | None:
+    """Weights per scale: a known checkpoint's, else what the model's own config says of this very format."""
+    if quirk is not None and quirk.group is not None:
+        return quirk.group
+    shipped = model.checkpoint_quantization
+    if shipped is None or format_of_checkpoint(shipped.method, shipped.bits) != weights.name:
+        return None
+    return shipped.group
 
 
 def _layer_bytes(model: Model, weights: WeightFormat, tensor: int, quirk: Quirk | None) -> list[WeightPart]:
     params = model.params
-    per_expert = weights.bytes_at(quirk.group if quirk else None)
+    per_expert = weights.bytes_at(_group(model, weights, quirk))
     per_weight = weights.rest if weights.experts_only else per_expert
     attention_per_weight = 2.0 if quirk and quirk.only_mlp else per_weight
     replicated = _replicated_params(model)
     router = model.router_params
-    attention = _attention_params(model, tensor) - replicated
+    attention = _attention_params(model, tensor, quirk) - replicated
     mlp = params.mlp - router
     kept = mlp * (quirk.layers_16bit / model.layers) if quirk else 0.0
     # Engines keep the MLA down-projections as the checkpoint has them.
     return [
         WeightPart("attention", attention * attention_per_weight / tensor + replicated * attention_per_weight),
         WeightPart("mlp", ((mlp - kept) * per_weight + kept * 2.0) / tensor),
-        WeightPart("experts", _expert_bytes(model, weights, per_expert) / tensor),
+        WeightPart("experts", _expert_bytes(model, weights, per_expert, tensor)),
         WeightPart("router", router * weights.rest),
         WeightPart("norms and small tensors", (params.norms + params.other) * weights.rest),
     ]
@@ -150,9 +173,18 @@ def _attention_tensors(model: Model, tensor: int) -> list[int]:
     if model.mla is not None:
         mla, heads = model.mla, model.heads // tensor
         query = heads * (mla.qk_nope_head_dim + mla.qk_rope_head_dim)
-        down = [model.hidden * query] if mla.q_lora_rank is None else [model.hidden * mla.q_lora_rank, mla.q_lora_rank * query]
+        down = (
+            [model.hidden * query]
+            if mla.q_lora_rank is None
+            else [model.hidden * mla.q_lora_rank, mla.q_lora_rank * query]
+        )
         up = mla.kv_lora_rank * heads * (mla.qk_nope_head_dim + mla.v_head_dim)
-        return [*down, model.hidden * (mla.kv_lora_rank + mla.qk_rope_head_dim), up, heads * mla.v_head_dim * model.hidden]
+        return [
+            *down,
+            model.hidden * (mla.kv_lora_rank + mla.qk_rope_head_dim),
+            up,
+            heads * mla.v_head_dim * model.hidden,
+        ]
     assert model.kv_heads is not None
     assert model.head_dim is not None
     query = model.heads // tensor * model.head_dim
@@ -202,7 +234,7 @@ def _engine_parts(model: Model, stack: str, tensor: int) -> list[WeightPart]:
 def weight_parts(
     model: Model,
     weights: WeightFormat,
-    shards: Sharding = Sharding(),
+    shards: Sharding = WHOLE,
     *,
     stack: str = "vllm",
     checkpoint: str = "",

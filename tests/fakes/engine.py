@@ -1,4 +1,4 @@
-"""A real Docker Engine, and what tests need on it: an image of this Python with the fake server in it, and a clean end."""
+"""A real Docker Engine, and what tests need on it: an image of this Python with the fake server, and a clean end."""
 
 from __future__ import annotations
 

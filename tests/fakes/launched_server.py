@@ -17,7 +17,10 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-TOKENS = [{"choices": [{"text": " a", "finish_reason": None}]}, {"choices": [{"text": " b", "finish_reason": "length"}]}]
+TOKENS = [
+    {"choices": [{"text": " a", "finish_reason": None}]},
+    {"choices": [{"text": " b", "finish_reason": "length"}]},
+]
 SLEEP_FOR_EVER = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.pause()"
 
 

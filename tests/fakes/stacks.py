@@ -56,7 +56,7 @@ class FakeStack(Stack):
             port=port,
             image=deployment.image,
             entrypoint=("python3", IN_IMAGE) if in_container else None,
-            mounts=tuple(Mount(*mount.split(":", 1)) for mount in deployment.mounts),
+            mounts=tuple(Mount(host, inside) for host, _, inside in (m.partition(":") for m in deployment.mounts)),
             gpus=deployment.gpus,
             shm_bytes=deployment.shm_bytes,
             memory_limit_bytes=deployment.memory_limit_bytes,

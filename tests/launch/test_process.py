@@ -8,24 +8,30 @@ import signal
 import socket
 import sys
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
-import psutil
+import msgspec
 import pytest
+from fakes.dying import is_running, marked
 from fakes.stacks import SERVER, FakeStack
 
 from orchestrator.errors import HostError, StackError
-from orchestrator.launch import process
+from orchestrator.launch import process, tree
 from orchestrator.launch.server import Owner, Server, open_server
-from orchestrator.launch.tree import read_environment, read_table
+from orchestrator.launch.tree import read_environment
 from orchestrator.records import ServerRecord
-from stacks.base import Deployment
+from stacks.base import Deployment, LaunchSpec
 
 T = TypeVar("T")
+
+
+@pytest.fixture(autouse=True)
+def _short_last_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tree, "LAST_CHANCE_S", 0.2)
 
 
 def deployment(*args: str, **settings: Any) -> Deployment:
@@ -36,12 +42,13 @@ def deployment(*args: str, **settings: Any) -> Deployment:
 async def opened(
     directory: Path, *args: str, records: list[ServerRecord] | None = None, run: str | None = None, **settings: Any
 ) -> AsyncIterator[Server]:
+    seen: list[ServerRecord] = []
     async with open_server(
         FakeStack(),
         deployment(*args, **settings),
         directory=directory,
         owner=Owner.current(run or f"run-{uuid.uuid4().hex}", "cell-1"),
-        on_starting=[].append if records is None else records.append,
+        on_starting=(records if records is not None else seen).append,
     ) as server:
         yield server
 
@@ -58,10 +65,6 @@ def start_and_fail(directory: Path, *args: str, **settings: Any) -> StackError:
     with pytest.raises(StackError) as caught:
         run(go())
     return caught.value
-
-
-def marked(run_id: str) -> list[int]:
-    return [pid for pid in read_table() if read_environment(pid).get("LOADPROOF_RUN") == run_id]
 
 
 async def get(server: Server, path: str) -> None:
@@ -81,7 +84,7 @@ def test_a_process_is_started_proved_ready_and_gone_afterwards(tmp_path: Path) -
     async def go() -> tuple[ServerRecord, tuple[int, ...], dict[str, float]]:
         async with opened(tmp_path, "--say", "KV pool 4096 tokens", records=records) as server:
             pids = await asyncio.to_thread(server.pids)
-            assert psutil.Process(pids[0]).status() != psutil.STATUS_ZOMBIE
+            assert is_running(pids[0])
             assert os.getsid(pids[0]) == pids[0]
             return server.record, pids, server.usage()
 
@@ -95,7 +98,7 @@ def test_a_process_is_started_proved_ready_and_gone_afterwards(tmp_path: Path) -
     assert record.ready_s is not None
     assert record.ready_s > 0
     assert usage == {}
-    assert not any(map(psutil.pid_exists, pids))
+    assert not any(map(is_running, pids))
     assert "KV pool 4096 tokens" in (tmp_path / "server.log").read_text()
     assert not (tmp_path / "reaper.log").exists()
 
@@ -286,36 +289,38 @@ def test_children_go_too_even_those_that_left_the_group(tmp_path: Path, kind: st
             return pids
 
     pids = run(go())
-    assert not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids)
+    assert not any(map(is_running, pids))
 
 
 def test_a_server_that_minds_no_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = FakeStack.launch
-    impatient = lambda *args: __import__("msgspec").structs.replace(spec(*args), stop_timeout_s=0.2)  # noqa: E731
+
+    def impatient(*args: Any) -> LaunchSpec:
+        return msgspec.structs.replace(spec(*args), stop_timeout_s=0.2)
+
     monkeypatch.setattr(FakeStack, "launch", impatient)
 
     async def go() -> int:
         async with opened(tmp_path, "--deaf") as server:
             return server.pids()[0]
 
-    assert not psutil.pid_exists(run(go()))
+    assert not is_running(run(go()))
 
 
-class _Oops(Exception):
+class _OopsError(Exception):
     pass
 
 
 @pytest.mark.parametrize("blow", ["exception", "cancel", "cancel twice"])
 def test_it_is_gone_after_an_exception_and_after_ctrl_c(tmp_path: Path, blow: str) -> None:
     seen: list[int] = []
-    entered: Callable[[], None]
 
     async def serve(up: asyncio.Event) -> None:
         async with opened(tmp_path, "--spawn", "apart") as server:
             seen.extend(server.pids())
             up.set()
             if blow == "exception":
-                raise _Oops
+                raise _OopsError
             await asyncio.Event().wait()
 
     async def go() -> None:
@@ -329,22 +334,26 @@ def test_it_is_gone_after_an_exception_and_after_ctrl_c(tmp_path: Path, blow: st
             task.cancel()
         await task
 
-    with pytest.raises(_Oops if blow == "exception" else asyncio.CancelledError):
+    with pytest.raises(_OopsError if blow == "exception" else asyncio.CancelledError):
         run(go())
     assert len(seen) == 2
-    assert not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in seen)
+    assert not any(map(is_running, seen))
 
 
 def test_ctrl_c_during_the_start_leaves_nothing(tmp_path: Path) -> None:
     run_id = f"run-{uuid.uuid4().hex}"
-    records: list[ServerRecord] = []
 
     async def go() -> None:
-        task = asyncio.ensure_future(
-            opened(tmp_path, "--ready-after", "99", records=records, run=run_id).__aenter__()
+        started = asyncio.Event()
+        opening = open_server(
+            FakeStack(),
+            deployment("--ready-after", "99"),
+            directory=tmp_path,
+            owner=Owner.current(run_id, "c"),
+            on_starting=lambda record: started.set() if record.pid else None,
         )
-        while len(records) < 2:
-            await asyncio.sleep(0.01)
+        task = asyncio.ensure_future(opening.__aenter__())
+        await started.wait()
         task.cancel()
         await task
 

@@ -39,9 +39,3 @@ def test_an_example_loads(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     for cell in cells:
         assert len(plan.workload(cell).draw(1, 50, cell.workload.context_tokens)) == 50
         assert plan.expected_seconds(cell) > 0
-
-
-def test_the_comparison_is_short_enough_to_be_read() -> None:
-    lines = (EXAMPLES / "vllm-vs-tgi.toml").read_text("utf-8").splitlines()
-    assert all(len(line) <= 120 for line in lines)
-    assert len([line for line in lines if line.strip() and not line.startswith("#")]) <= 70

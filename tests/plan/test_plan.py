@@ -43,7 +43,7 @@ def test_a_small_plan_has_the_documented_defaults() -> None:
     assert (ramp.start, ramp.max, ramp.factor, ramp.precision, ramp.confirm) == (1, 256, 2, 0.1, 1)
     assert (ramp.requests, ramp.requests_per_user, ramp.warmup_generations, ramp.deadline_seconds) == (100, 10, 3, 600)
     assert plan.budget.minutes is None
-    assert plan.name == "plan.toml"
+    assert (plan.name, plan.title) == ("plan.toml", "plan")
     assert plan.text == SMALL.encode()
     assert plan.sha256 == hashlib.sha256(SMALL.encode()).hexdigest()
 
@@ -56,6 +56,32 @@ def test_the_model_is_the_default_of_every_deployment() -> None:
     assert (one.model, one.revision, one.served_name, one.context_tokens) == ("org/model", "abc", "m", 4096)
     # A revision belongs to its model; name and context are the plan's.
     assert (two.model, two.revision, two.served_name, two.context_tokens) == ("org/model-AWQ", None, "m", 2048)
+
+
+def test_defaults_stand_for_every_deployment_that_has_such_a_key() -> None:
+    plan = plan_of(
+        SMALL
+        + """
+[defaults]
+gpus = 0
+args = "--a 1"
+mounts = ["/cache:/c"]
+[[deployment]]
+name = "two"
+stack = "vllm"
+gpus = [1, 2]
+[[deployment]]
+name = "three"
+stack = "vllm"
+launch = "external"
+url = "http://127.0.0.1:1"
+"""
+    )
+    assert [(d.gpus, d.args, d.mounts) for d in plan.deployments] == [
+        (("0",), ("--a", "1"), ("/cache:/c",)),
+        (("1", "2"), ("--a", "1"), ("/cache:/c",)),
+        (("0",), ("--a", "1"), ()),
+    ]
 
 
 def test_cells_are_every_deployment_under_every_workload() -> None:

@@ -1,0 +1,248 @@
+"""Which level next: a pure function of what was measured, so that a resumed search goes on as if never interrupted.
+
+The search is written down as a script that asks for levels and is told their outcomes; `next_step` replays the history
+through it. Bracket (multiply until a level does not hold), bisect, confirm the highest level that holds, confirm the
+lowest one that does not. A fixed ladder (`SearchRules.levels`) measures just what it names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Sequence
+from typing import Literal, NamedTuple
+
+from orchestrator.errors import JournalError
+from orchestrator.records import Purpose, Record
+
+STEPS_DOWN = 4
+"""How often an unconfirmed level is replaced by one 5 % lower before the search gives up."""
+
+
+class SearchRules(Record, frozen=True, kw_only=True):
+    """What to search. All of it stands in the plan before the run."""
+
+    start: int = 1
+    maximum: int = 256
+    """The cap: highest concurrency that is tried."""
+    factor: float = 2.0
+    precision: float = 0.10
+    """Bisect until c_bad - c_ok <= max(1, precision * c_bad)."""
+    confirm: int = 1
+    """Fresh runs that must hold at c_ok; 0 = neither end is confirmed."""
+    levels: tuple[int, ...] = ()
+    """A fixed ladder instead of a search."""
+
+
+class Outcome(Record, frozen=True, kw_only=True):
+    """What a measured level said."""
+
+    concurrency: int
+    purpose: Purpose
+    valid: bool
+    verdict: Literal["PASS", "FAIL", "UNDECIDED"]
+    hard_break: str | None = None
+
+    @property
+    def holds(self) -> bool:
+        return self.valid and self.verdict == "PASS"
+
+    @property
+    def fails(self) -> bool:
+        return self.valid and self.verdict == "FAIL"
+
+
+class Measure(Record, frozen=True, kw_only=True):
+    """The next level to be measured."""
+
+    concurrency: int
+    purpose: Purpose
+    replicate: int
+    """How many levels of this concurrency were measured before: no (concurrency, replicate) comes twice."""
+
+
+class Stop(Record, frozen=True, kw_only=True):
+    """The search is over."""
+
+    c_ok: int | None
+    """Highest level that holds."""
+    c_bad: int | None
+    """Lowest measured level above c_ok that does not hold; None = none was found."""
+    confirmed_ok: bool
+    """Held in fresh runs as often as `SearchRules.confirm` asks (and that is at least once)."""
+    confirmed_bad: bool
+    """Failed again in a fresh run."""
+    monotone: bool
+    """No level holds above one that does not."""
+    why: str
+
+
+Step = Literal["held", "not held", "unknown"]
+Asking = Generator[Measure, Outcome, Step]
+
+
+class Bracket(NamedTuple):
+    """What the outcomes so far say of the break."""
+
+    c_ok: int | None
+    c_bad: int | None
+    monotone: bool
+
+
+def bracket(history: Iterable[Outcome]) -> Bracket:
+    """c_ok and c_bad by the valid outcomes: a level holds if every run of it did. Also for a search that was cut.
+
+    c_ok lies below every level that does not hold.
+    """
+    held: dict[int, bool] = {}
+    for outcome in history:
+        if outcome.valid and searched(outcome):
+            held[outcome.concurrency] = held.get(outcome.concurrency, True) and outcome.holds
+    bad = min((c for c, ok in held.items() if not ok), default=None)
+    good = [c for c, ok in held.items() if ok]
+    below = [c for c in good if bad is None or c < bad]
+    return Bracket(max(below, default=None), bad, monotone=len(below) == len(good))
+
+
+def searched(outcome: Outcome) -> bool:
+    """Baselines and sentinels look for drift, not for the break."""
+    return outcome.purpose not in ("baseline", "sentinel")
+
+
+def next_step(history: Sequence[Outcome], rules: SearchRules) -> Measure | Stop:
+    """The step that follows from a history of measured levels, in the order of their commits.
+
+    Raises JournalError if the history cannot come from these rules.
+    """
+    script = _Search(rules).script()
+    step = next(script)
+    for outcome in filter(searched, history):
+        if (outcome.concurrency, outcome.purpose) != (step.concurrency, step.purpose):
+            raise JournalError(
+                f"The journal holds the level {outcome.purpose} at {outcome.concurrency} where this version's search "
+                f"asks for {step.purpose} at {step.concurrency}.",
+                "Resume with the version that began the run, or start a new run.",
+            )
+        try:
+            step = script.send(outcome)
+        except StopIteration as end:
+            stop: Stop = end.value
+            return stop
+    return step
+
+
+class _Search:
+    """One search while it is replayed; lives for one call of `next_step`."""
+
+    def __init__(self, rules: SearchRules) -> None:
+        self._rules = rules
+        self._history: list[Outcome] = []
+
+    def script(self) -> Generator[Measure, Outcome, Stop]:
+        if self._rules.levels:
+            return (yield from self._ladder())
+        low, high = yield from self._climb()
+        if low is not None and high is not None:
+            low, high = yield from self._bisect(low, high)
+        found, confirmed_ok = low, False
+        if low is not None and self._rules.confirm:
+            found, confirmed_ok = yield from self._confirm(low)
+        if low is not None and found is None:
+            return self._stop(None, why=f"No level was confirmed: {low} held at first, but not in fresh runs.")
+        confirmed_bad = False
+        if self._rules.confirm and (bad := self._lowest_bad(found)) is not None:
+            confirmed_bad = (yield from self._ask(bad, "confirm-break")) == "not held" and self._all_failed(bad)
+        return self._stop(found, confirmed_ok=confirmed_ok, confirmed_bad=confirmed_bad)
+
+    # --- asking ---
+
+    def _ask(self, concurrency: int, purpose: Purpose) -> Asking:
+        """One level; measured once more if it was INVALID, and unknown if it is INVALID again."""
+        for _ in range(2):
+            replicate = sum(o.concurrency == concurrency for o in self._history)
+            outcome = yield Measure(concurrency=concurrency, purpose=purpose, replicate=replicate)
+            self._history.append(outcome)
+            if outcome.valid:
+                return "held" if outcome.holds else "not held"
+        return "unknown"
+
+    def _climb(self) -> Generator[Measure, Outcome, tuple[int | None, int | None]]:
+        """Multiply until a level does not hold: (last that held, first that did not); None = none."""
+        rules = self._rules
+        low: int | None = None
+        c = min(rules.start, rules.maximum)
+        while (yield from self._ask(c, "bracket")) == "held":
+            if c >= rules.maximum:
+                return c, None
+            low, c = c, min(max(c + 1, int(c * rules.factor)), rules.maximum)
+        return low, c
+
+    def _bisect(self, low: int, high: int) -> Generator[Measure, Outcome, tuple[int, int]]:
+        while high - low > max(1, self._rules.precision * high):
+            middle = (low + high) // 2
+            held = (yield from self._ask(middle, "bisect")) == "held"
+            low, high = (middle, high) if held else (low, middle)
+        return low, high
+
+    def _confirm(self, c: int) -> Generator[Measure, Outcome, tuple[int | None, bool]]:
+        """Fresh runs at `c`; where one does not hold, 5 % lower and again. (c_ok, True), or (None, False)."""
+        for _ in range(1 + STEPS_DOWN):
+            if (yield from self._confirmed(c)):
+                return c, True
+            c = min(c - 1, int(0.95 * c))
+            if c < 1:
+                break
+        return None, False
+
+    def _confirmed(self, c: int) -> Generator[Measure, Outcome, bool]:
+        for _ in range(self._rules.confirm):
+            if (yield from self._ask(c, "confirm")) != "held":
+                return False
+        return True
+
+    def _ladder(self) -> Generator[Measure, Outcome, Stop]:
+        """Every level named, upwards; nothing above a level at which the server broke."""
+        why = ""
+        for c in sorted(set(self._rules.levels)):
+            yield from self._ask(c, "ladder")
+            if broke := self._history[-1].hard_break:
+                why = f"The server broke at {c} ({broke}): the levels above were not tried."
+                break
+        return self._stop(bracket(self._history).c_ok, why=why)
+
+    # --- the end ---
+
+    def _lowest_bad(self, c_ok: int | None) -> int | None:
+        """The lowest level above c_ok that was measured and did not hold."""
+        bad = (o.concurrency for o in self._history if o.valid and not o.holds and o.concurrency > (c_ok or 0))
+        return min(bad, default=None)
+
+    def _all_failed(self, c: int) -> bool:
+        return all(o.fails for o in self._history if o.valid and o.concurrency == c)
+
+    def _stop(
+        self, c_ok: int | None, *, confirmed_ok: bool = False, confirmed_bad: bool = False, why: str = ""
+    ) -> Stop:
+        c_bad = self._lowest_bad(c_ok)
+        return Stop(
+            c_ok=c_ok,
+            c_bad=c_bad,
+            confirmed_ok=confirmed_ok,
+            confirmed_bad=confirmed_bad,
+            monotone=bracket(self._history).monotone,
+            why=why or self._ending(c_ok, c_bad),
+        )
+
+    def _ending(self, c_ok: int | None, c_bad: int | None) -> str:
+        levels = {o.concurrency for o in self._history}
+        unknown = min(
+            (c for c in levels if not any(o.valid for o in self._history if o.concurrency == c)), default=None
+        )
+        if c_ok is None and c_bad is None:
+            return f"The measurement at {unknown} is INVALID, so nothing is known of the card."
+        if c_ok is None:
+            return f"The lowest level that was tried, {c_bad}, does not hold."
+        if unknown is not None and unknown > c_ok:
+            beyond = "" if c_bad is None else f" up to {c_bad}, which does not hold"
+            return f"{c_ok} holds; the measurement at {unknown} is INVALID, so nothing is known above{beyond}."
+        if c_bad is not None:
+            return f"{c_ok} holds and {c_bad} does not."
+        return f"No break was found up to {max(levels)}, the highest level that was tried."

@@ -1,0 +1,230 @@
+"""HTTP/1.1 responses as they arrive: a bounded push parser that keeps when each piece of the body came.
+
+The hot path is one call of `feed` per read: frame, append, stamp. Nothing of the body is looked at.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import Literal
+
+MAX_HEAD_BYTES = 64 * 1024
+MAX_HEADERS = 256
+MAX_CHUNK_LINE_BYTES = 1024
+
+Framing = Literal["chunked", "length", "close", "none"]
+
+
+class ProtocolError(Exception):
+    """The server does not speak HTTP/1.1; the message says what was seen."""
+
+
+class Arrivals:
+    """A body and the time at which each piece of it arrived."""
+
+    __slots__ = ("ends", "kernel", "length", "reads", "stamps", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting = bytearray()
+        """What came and was not taken yet."""
+        self.length = 0
+        """Bytes of the body so far, those that were taken included."""
+        self.ends = array("q")
+        """Length of the body after each piece."""
+        self.stamps = array("q")
+        """Arrival of each piece, ns of CLOCK_MONOTONIC."""
+        self.reads = array("q")
+        """When each piece was read; equal to its stamp where the kernel gives none."""
+        self.kernel = True
+        """Every stamp so far comes from the kernel."""
+
+    def take(self) -> bytes:
+        """The part of the body that was not taken yet."""
+        data = bytes(self.waiting)
+        self.waiting.clear()
+        return data
+
+    def distrust_stamps(self) -> None:
+        """The clock of the stamps was set meanwhile: the times of the reads stand in for them."""
+        self.stamps = array("q", self.reads)
+        self.kernel = False
+
+
+class ResponseParser:
+    """One response. `feed` the bytes of each read; `done` tells the end, `surplus` what came behind it."""
+
+    def __init__(self, *, head_request: bool = False, max_body_bytes: int) -> None:
+        self.status = 0
+        self.reason = b""
+        self.version = b"1.1"
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.arrivals = Arrivals()
+        self.first_byte_ns: int | None = None
+        self.head_done = False
+        self.done = False
+        self.surplus = False
+        self.framing: Framing = "none"
+        self._head_request = head_request
+        self._max_body_bytes = max_body_bytes
+        self._pending = bytearray()
+        self._left = 0
+        self._chunk_state: Literal["size", "data", "end", "trailer"] = "size"
+
+    def feed(self, data: bytes, stamp_ns: int | None, read_ns: int) -> None:
+        """Take the bytes of one read: their arrival as the kernel tells it (None = it does not) and when they were
+        read. Raises ProtocolError."""
+        if stamp_ns is None:
+            stamp_ns = read_ns
+            self.arrivals.kernel = False
+        if self.first_byte_ns is None:
+            self.first_byte_ns = stamp_ns
+        if self.done:
+            self.surplus = True
+            return
+        if not self.head_done:
+            self._pending += data
+            self._read_head()
+            if not self.head_done:
+                return
+            data = bytes(self._pending)
+            self._pending.clear()
+            self.surplus = self.done and bool(data)
+        if data and not self.done:
+            self._take(data, stamp_ns)
+
+    def _take(self, data: bytes, stamp_ns: int) -> None:
+        arrivals = self.arrivals
+        before = len(arrivals.body)
+        self._read_body(data)
+        if len(arrivals.body) > self._max_body_bytes:
+            raise ProtocolError(f"the body is longer than {self._max_body_bytes} bytes")
+        if len(arrivals.body) > before:
+            arrivals.ends.append(len(arrivals.body))
+            arrivals.stamps.append(stamp_ns)
+
+    def end_of_stream(self) -> bool:
+        """The server closed. True if that is a proper end of the response."""
+        if self.head_done and self.framing == "close":
+            self.done = True
+        return self.done
+
+    @property
+    def keep_alive(self) -> bool:
+        """The connection may carry another request."""
+        if not self.done or self.surplus or self.framing == "close":
+            return False
+        connection = self.header(b"connection").lower()
+        return b"close" not in connection and (self.version != b"1.0" or b"keep-alive" in connection)
+
+    def header(self, name: bytes) -> bytes:
+        """Value of a header (lower-case name), several joined by a comma; empty if absent."""
+        return b",".join(value for key, value in self.headers if key.lower() == name)
+
+    # --- the head -----------------------------------------------------------------------------------------------
+
+    def _read_head(self) -> None:
+        while not self.head_done:
+            end = self._pending.find(b"\r\n\r\n")
+            width = 4
+            if end < 0:
+                end, width = self._pending.find(b"\n\n"), 2
+            if end < 0:
+                if len(self._pending) > MAX_HEAD_BYTES:
+                    raise ProtocolError(f"the headers are longer than {MAX_HEAD_BYTES} bytes")
+                if len(self._pending) >= 5 and not self._pending.startswith(b"HTTP/"):
+                    raise ProtocolError(f"the answer is not HTTP: it begins with {bytes(self._pending[:20])!r}")
+                return
+            head = bytes(self._pending[:end])
+            del self._pending[: end + width]
+            self._parse_head(head)
+            if 100 <= self.status < 200 and self.status != 101:
+                self.headers = []
+                continue
+            self.head_done = True
+        self._choose_framing()
+
+    def _parse_head(self, head: bytes) -> None:
+        if len(head) > MAX_HEAD_BYTES:
+            raise ProtocolError(f"the headers are longer than {MAX_HEAD_BYTES} bytes")
+        lines = head.replace(b"\r\n", b"\n").split(b"\n")
+        if len(lines) > MAX_HEADERS + 1:
+            raise ProtocolError(f"there are more than {MAX_HEADERS} headers")
+        parts = lines[0].split(b" ", 2)
+        if len(parts) < 2 or not parts[0].startswith(b"HTTP/1.") or not (parts[1].isdigit() and len(parts[1]) == 3):
+            raise ProtocolError(f"the status line is {lines[0][:60]!r}")
+        self.version, self.status = parts[0][5:], int(parts[1])
+        self.reason = parts[2] if len(parts) == 3 else b""
+        for line in lines[1:]:
+            name, colon, value = line.partition(b":")
+            if not colon or not name or name != name.strip():
+                raise ProtocolError(f"a header line is {line[:60]!r}")
+            self.headers.append((name, value.strip()))
+
+    def _choose_framing(self) -> None:
+        if self._head_request or self.status in (204, 304) or self.status == 101:
+            self.framing, self.done = "none", True
+        elif b"chunked" in self.header(b"transfer-encoding").lower():
+            self.framing = "chunked"
+        elif length := self.header(b"content-length"):
+            values = set(length.replace(b" ", b"").split(b","))
+            if len(values) != 1 or not (value := values.pop()).isdigit() or len(value) > 18:
+                raise ProtocolError(f"the content length is {length[:40]!r}")
+            self.framing, self._left = "length", int(value)
+            self.done = self._left == 0
+        else:
+            self.framing = "close"
+
+    # --- the body -----------------------------------------------------------------------------------------------
+
+    def _read_body(self, data: bytes) -> None:
+        if self.framing == "chunked":
+            self._read_chunks(data)
+        elif self.framing == "length":
+            self.arrivals.waiting += data[: self._left]
+            self.surplus = len(data) > self._left
+            self._left -= min(self._left, len(data))
+            self.done = self._left == 0
+        else:
+            self.arrivals.waiting += data
+
+    def _read_chunks(self, data: bytes) -> None:
+        if self._pending:
+            data = bytes(self._pending) + data
+            self._pending.clear()
+        position, length = 0, len(data)
+        while position < length and not self.done:
+            if self._chunk_state == "data":
+                take = min(self._left, length - position)
+                self.arrivals.waiting += data[position : position + take]
+                position += take
+                self._left -= take
+                if self._left == 0:
+                    self._chunk_state = "end"
+                continue
+            newline = data.find(b"\n", position)
+            if newline < 0:
+                if length - position > MAX_CHUNK_LINE_BYTES:
+                    raise ProtocolError("a chunk-size line does not end")
+                self._pending += data[position:]
+                return
+            self._chunk_line(data[position:newline].rstrip(b"\r"))
+            position = newline + 1
+        self.surplus = self.surplus or position < length
+
+    def _chunk_line(self, line: bytes) -> None:
+        if self._chunk_state == "end":
+            if line:
+                raise ProtocolError(f"a chunk is longer than its size: {line[:20]!r} follows")
+            self._chunk_state = "size"
+        elif self._chunk_state == "trailer":
+            self.done = not line
+        else:
+            self._left = _chunk_size(line)
+            self._chunk_state = "data" if self._left else "trailer"
+
+
+def _chunk_size(line: bytes) -> int:
+    digits = line.split(b";", 1)[0].strip()
+    if not digits or len(digits) > 15 or digits.strip(b"0123456789abcdefABCDEF"):
+        raise ProtocolError(f"a chunk size is {line[:20]!r}")
+    return int(digits, 16)

@@ -1,0 +1,71 @@
+"""When bytes reached this machine: the kernel's receive time, moved to the monotonic clock.
+
+The kernel stamps packets with the real-time clock (SO_TIMESTAMPNS). A stamp is used as an age: at the moment of the
+read both clocks are taken, and arrival = monotonic now - (real now - stamp). So the offset between the clocks is
+measured anew at every read, and a slew cannot add up. If that offset moved by more than a slew can between two reads,
+or the age is negative, the real-time clock was set meanwhile: that read takes the monotonic now instead.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import sys
+import time
+
+from orchestrator.clock import now_ns
+
+SO_TIMESTAMPNS = 35
+"""From asm-generic/socket.h; Python's socket module has no name for it."""
+_TIMESPEC = struct.Struct("@qq")
+_SPACE = socket.CMSG_SPACE(_TIMESPEC.size) if hasattr(socket, "CMSG_SPACE") else 0
+READ_BYTES = 64 * 1024
+_STEP_NS = 100_000
+"""More than the clocks can drift apart between two reads by slewing (500 ppm over 100 ms is 50 us), plus scheduling."""
+_MAX_SLEW = 0.001
+
+Read = tuple[bytes, int, bool]
+"""Data (empty at the end of the stream), arrival in ns of CLOCK_MONOTONIC, and whether the kernel stamped it."""
+
+
+class StampedReader:
+    """Non-blocking reads from one socket. `kernel=False` never asks the kernel (for comparison, and where it cannot)."""
+
+    def __init__(self, sock: socket.socket, *, kernel: bool = True) -> None:
+        self._sock = sock
+        self._offset_ns: int | None = None
+        self._offset_at_ns = 0
+        self._kernel = kernel and _enable(sock)
+
+    def read(self) -> Read:
+        """Raises BlockingIOError when there is nothing, and OSError as recv does."""
+        if not self._kernel:
+            data = self._sock.recv(READ_BYTES)
+            return data, now_ns(), False
+        data, ancillary, _, _ = self._sock.recvmsg(READ_BYTES, _SPACE)
+        mono = now_ns()
+        for level, kind, value in ancillary:
+            if level == socket.SOL_SOCKET and kind == SO_TIMESTAMPNS and len(value) >= _TIMESPEC.size:
+                seconds, nanoseconds = _TIMESPEC.unpack_from(value)
+                return self._moved(data, mono, seconds * 1_000_000_000 + nanoseconds)
+        return data, mono, False
+
+    def _moved(self, data: bytes, mono: int, stamp_real: int) -> Read:
+        real = time.time_ns()
+        offset = real - mono
+        known, since = self._offset_ns, mono - self._offset_at_ns
+        self._offset_ns, self._offset_at_ns = offset, mono
+        age = real - stamp_real
+        if age < 0 or (known is not None and abs(offset - known) > _STEP_NS + since * _MAX_SLEW):
+            return data, mono, False
+        return data, mono - age, True
+
+
+def _enable(sock: socket.socket) -> bool:
+    if sys.platform != "linux" or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return False
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+    except OSError:
+        return False
+    return True

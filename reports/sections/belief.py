@@ -1,0 +1,105 @@
+"""Can I believe it? Validity of the levels, the load generator's own health, and what the run does not show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from reports.result import CellResult, Hardware, LevelResult, Result
+
+HARDWARE_WORDS: dict[Hardware, str] = {
+    "gpu": "",
+    "cpu": "No GPU was used: the server ran on the CPU. Nothing here holds for a card.",
+    "simulated": "Simulated: no model and no card were there. The numbers show loadproof at work, not a serving stack.",
+    "unknown": "No card was watched for a server here, and what hardware it ran on is not known.",
+}
+
+
+class Health(NamedTuple):
+    """The worst that a cell's levels saw of the load generator."""
+
+    deployment: str
+    workload: str
+    levels: int
+    invalid: int
+    loop_lag_ms: float | None
+    send_lag_ms: float | None
+    cpu_share: float | None
+    """CPU of the load generator, in processors."""
+    kernel_share: float | None
+    in_flight_share: float | None
+    """Smallest mean in-flight, as a share of the users asked for."""
+    asked_output: float | None
+    served_output: float | None
+    clamped: int
+    differs: int
+
+
+class Remark(NamedTuple):
+    """Something that was said of one level."""
+
+    where: str
+    what: str
+
+
+def hardware_notes(result: Result) -> list[str]:
+    """One sentence for every kind of hardware that a reader must know of before believing a number."""
+    kinds = dict.fromkeys(cell.hardware for cell in result.cells if cell.outcome != "not started")
+    return [HARDWARE_WORDS[kind] for kind in kinds if HARDWARE_WORDS[kind]]
+
+
+def health(result: Result) -> tuple[Health, ...]:
+    return tuple(_health(cell) for cell in result.cells if cell.levels)
+
+
+def _worst(values: Sequence[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
+
+
+def _least(values: Sequence[float | None]) -> float | None:
+    return min((value for value in values if value is not None), default=None)
+
+
+def _health(cell: CellResult) -> Health:
+    levels = cell.levels
+    served = [level.stats.mean_out_tokens for level in levels if level.stats.mean_out_tokens is not None]
+    return Health(
+        deployment=cell.asked.deployment,
+        workload=cell.asked.workload,
+        levels=len(levels),
+        invalid=sum(not level.verdict.valid for level in levels),
+        loop_lag_ms=_worst([level.health.loop_lag_ms_p99 for level in levels]),
+        send_lag_ms=_worst([level.health.send_lag_ms_p99 for level in levels]),
+        cpu_share=_worst([level.health.cpu_s / level.health.wall_s for level in levels if level.health.wall_s > 0]),
+        kernel_share=_least([level.health.kernel_share for level in levels]),
+        in_flight_share=_least([_in_flight(level) for level in levels]),
+        asked_output=cell.asked.mean_output_tokens,
+        served_output=sum(served) / len(served) if served else None,
+        clamped=sum(level.stats.clamped for level in levels),
+        differs=sum(level.judged_again == "differs" for level in levels),
+    )
+
+
+def _in_flight(level: LevelResult) -> float | None:
+    mean = level.stats.mean_in_flight
+    return None if mean is None else mean / level.concurrency
+
+
+def remarks(result: Result) -> tuple[Remark, ...]:
+    """Why levels are invalid, what is flagged, and verdicts that the raw records do not give again."""
+    found = []
+    for cell in result.cells:
+        for level in cell.levels:
+            where = f"{cell.asked.deployment}, {cell.asked.workload}, {level.concurrency} users"
+            found += [Remark(where, f"INVALID: {reason}") for reason in level.verdict.invalid]
+            found += [Remark(where, flag) for flag in level.verdict.flags]
+            if level.cut:
+                found.append(Remark(where, f"The level ended early: {level.cut}."))
+            if level.judged_again == "differs":
+                found.append(Remark(where, "The stored verdict is not the one that the raw records give now."))
+    return tuple(found)
+
+
+def notes(result: Result) -> tuple[str, ...]:
+    """What the stacks cannot show, each sentence once."""
+    return tuple(dict.fromkeys(note for cell in result.cells for note in cell.asked.notes))

@@ -1,0 +1,291 @@
+"""What the smaller weight format bought, and what it did not: memory by item, break and latency side by side.
+
+Shown only where deployments of one stack differ in the format of their weights. Every sentence is made of measured
+numbers of this run; a difference under 5 % is called unchanged.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+import msgspec
+from markupsafe import Markup
+
+from orchestrator.records import AskedCell
+from reports.charts import bill_chart
+from reports.figures import NONE, change, count, latency, percent, significant, size
+from reports.result import Bill, CellResult, LevelResult
+from reports.sections.decision import percentile_text
+from stacks.memory.formats import find_weight_format
+from stacks.memory.models import UnknownFactError
+
+_UNCHANGED = 0.05
+_FORMAT = re.compile(
+    r"(?<![a-z0-9])(i?q[2-8]_[a-z0-9_]+|bf16|f(?:p)?(?:16|32|8|4)|awq|gptq|int[48]|nf4|nvfp4|mxfp4|w4a16|w8a8|w8a16)(?![a-z0-9])",
+    re.IGNORECASE,
+)
+
+
+class Format(NamedTuple):
+    """How a deployment stores its weights."""
+
+    label: str
+    bits: int | None
+
+
+class Column(NamedTuple):
+    """One deployment of the comparison."""
+
+    name: str
+    format: Format
+    bill: Bill
+    cells: dict[str, CellResult]
+    """By workload."""
+
+
+class Row(NamedTuple):
+    name: str
+    term: str
+    values: tuple[str, ...]
+    change: str
+    """Smallest format against largest."""
+
+
+class Comparison(NamedTuple):
+    """The deployments of one stack, from the largest weights to the smallest."""
+
+    stack: str
+    columns: tuple[Column, ...]
+    memory: tuple[Row, ...]
+    served: tuple[tuple[str, tuple[Row, ...]], ...]
+    """For each workload its rows."""
+    bought: tuple[str, ...]
+    not_bought: tuple[str, ...]
+    chart: Markup | None
+    items: tuple[str, ...]
+    """Names of the chart's items, in the order of its colours."""
+    bits: int | None
+    """Of the smallest format."""
+
+
+# --- formats ----------------------------------------------------------------------------------------------------
+
+
+def weight_format(asked: AskedCell) -> Format:
+    """From the quantization asked for, else from the name of the weights, else from the data type."""
+    named = _FORMAT.search(PurePosixPath(asked.model).name)
+    dtype = asked.dtype if asked.dtype != "auto" else "as stored"
+    label = asked.quantization or (named[1] if named else dtype)
+    return Format(label, _bits(label))
+
+
+def _bits(label: str) -> int | None:
+    try:
+        return find_weight_format(label).bits
+    except UnknownFactError:
+        gguf = re.match(r"i?q([2-8])_", label, re.IGNORECASE)
+        return int(gguf[1]) if gguf else None
+
+
+# --- what is compared -------------------------------------------------------------------------------------------
+
+
+def comparisons(cells: Sequence[CellResult]) -> tuple[Comparison, ...]:
+    """One for each stack whose deployments differ in format and were measured."""
+    found = []
+    for stack in dict.fromkeys(cell.asked.stack for cell in cells):
+        columns = _columns([cell for cell in cells if cell.asked.stack == stack])
+        if len({column.format.label.lower() for column in columns}) > 1:
+            found.append(_comparison(stack, columns))
+    return tuple(found)
+
+
+def _columns(cells: Sequence[CellResult]) -> list[Column]:
+    columns = []
+    for name in dict.fromkeys(cell.asked.deployment for cell in cells):
+        own = [cell for cell in cells if cell.asked.deployment == name and cell.servers]
+        if any(cell.levels for cell in own):
+            by_workload = {cell.asked.workload: cell for cell in own}
+            columns.append(Column(name, weight_format(own[0].asked), _merged([c.bill for c in own]), by_workload))
+    return sorted(columns, key=lambda c: (-(c.bill.weights_bytes or 0), -(c.format.bits or 99)))
+
+
+def _merged(bills: Sequence[Bill]) -> Bill:
+    """The bill of a deployment over its cells: facts as first told, the highest peak with its own rest."""
+    highest = max(bills, key=lambda bill: bill.peak_bytes or 0)
+    told = {
+        field: next((value for bill in bills if (value := getattr(bill, field)) is not None), None)
+        for field in ("weights_bytes", "kv_bytes", "kv_tokens", "compute_bytes", "graphs_bytes", "ready_bytes")
+    }
+    return msgspec.structs.replace(highest, **told)
+
+
+def _comparison(stack: str, columns: Sequence[Column]) -> Comparison:
+    workloads = list(dict.fromkeys(workload for column in columns for workload in column.cells))
+    bought, not_bought = _sentences(columns, workloads)
+    chart, items = _chart(columns)
+    return Comparison(
+        stack=stack,
+        columns=tuple(columns),
+        memory=_memory_rows(columns),
+        served=tuple((workload, _served_rows(columns, workload)) for workload in workloads),
+        bought=tuple(bought),
+        not_bought=tuple(not_bought),
+        chart=chart,
+        items=items,
+        bits=columns[-1].format.bits,
+    )
+
+
+# --- tables -----------------------------------------------------------------------------------------------------
+
+_ITEMS: tuple[tuple[str, str, Callable[[Bill], int | None]], ...] = (
+    ("Weights", "weights", lambda bill: bill.weights_bytes),
+    ("KV cache, reserved", "kv", lambda bill: bill.kv_bytes),
+    ("Compute buffers", "compute", lambda bill: bill.compute_bytes),
+    ("Graphs", "graphs", lambda bill: bill.graphs_bytes),
+    ("Everything else", "rest", lambda bill: bill.rest_bytes),
+    ("In use when ready", "peak", lambda bill: bill.ready_bytes),
+    ("Peak under load", "peak", lambda bill: bill.peak_bytes),
+)
+
+
+def _changed(new: float | None, old: float | None) -> str:
+    return change(new, old) if new is not None and old is not None and old > 0 else NONE
+
+
+def _memory_rows(columns: Sequence[Column]) -> tuple[Row, ...]:
+    rows = []
+    for name, term, read in _ITEMS:
+        values = [read(column.bill) for column in columns]
+        if any(value is not None for value in values):
+            rows.append(Row(name, term, tuple(size(value) for value in values), _changed(values[-1], values[0])))
+    tokens = [column.bill.kv_tokens for column in columns]
+    if any(value is not None for value in tokens):
+        changed = _changed(tokens[-1], tokens[0])
+        rows.append(Row("Tokens that fit in KV", "kv", tuple(count(value) for value in tokens), changed))
+    return tuple(rows)
+
+
+def _chart(columns: Sequence[Column]) -> tuple[Markup | None, tuple[str, ...]]:
+    """Bars of what is itemised; None where no engine told its items."""
+    names = ("Weights", "KV cache, reserved", "Compute and graphs", "Everything else")
+    bars = []
+    for column in columns:
+        bill = column.bill
+        if bill.weights_bytes is None or bill.kv_bytes is None:
+            continue
+        rest = max(0, bill.rest_bytes or 0)
+        items = (bill.weights_bytes, bill.kv_bytes, (bill.compute_bytes or 0) + (bill.graphs_bytes or 0), rest)
+        bars.append((column.name, [float(item) for item in items]))
+    if not bars:
+        return None, ()
+    told = "; ".join(f"{bar}: " + ", ".join(size(value) for value in values) for bar, values in bars)
+    return bill_chart(bars, names, described=f"In the order {', '.join(names)}. {told}"), names
+
+
+def common_level(cells: Sequence[CellResult]) -> list[LevelResult] | None:
+    """The highest concurrency that every cell measured validly, as one level each; None if there is none."""
+    latest = [{level.concurrency: level for level in cell.levels if level.verdict.valid} for cell in cells]
+    shared = set.intersection(*(set(levels) for levels in latest)) if latest else set()
+    return [levels[max(shared)] for levels in latest] if shared else None
+
+
+def _served_rows(columns: Sequence[Column], workload: str) -> tuple[Row, ...]:
+    cells = [column.cells.get(workload) for column in columns]
+    holds = [cell.verdict.c_ok if cell else None for cell in cells]
+    breaks = [cell.verdict.c_bad if cell else None for cell in cells]
+    rows = []
+    if any(value is not None for value in breaks):
+        rows = [
+            Row("Holds, users", "c_ok", tuple(count(value) for value in holds), _changed(holds[-1], holds[0])),
+            Row("Breaks at, users", "c_bad", tuple(count(value) for value in breaks), _changed(breaks[-1], breaks[0])),
+        ]
+    present = [cell for cell in cells if cell is not None]
+    levels = common_level(present) if len(present) == len(cells) else None
+    if levels is not None:
+        rows += _equal_rows(levels)
+    return tuple(rows)
+
+
+def _equal_rows(levels: Sequence[LevelResult]) -> list[Row]:
+    """Latency and throughput at equal concurrency."""
+    at = f"at {levels[0].concurrency:,} user{'' if levels[0].concurrency == 1 else 's'}"
+    rows = []
+    for name, term in (("TTFT p95", "ttft"), ("TPOT p95", "tpot")):
+        found = [getattr(level.stats, f"{term}_ms") for level in levels]
+        texts = tuple(percentile_text(percentiles, percentiles.p95) for percentiles in found)
+        rows.append(Row(f"{name} {at}", term, texts, _changed(found[-1].p95, found[0].p95)))
+    rates = [level.stats.output_tokens_per_s for level in levels]
+    texts = tuple(f"{significant(rate)} tok/s" if rate is not None else NONE for rate in rates)
+    rows.append(Row(f"Output {at}", "throughput", texts, _changed(rates[-1], rates[0])))
+    return rows
+
+
+# --- sentences --------------------------------------------------------------------------------------------------
+
+
+def _sentences(columns: Sequence[Column], workloads: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(what the smallest format bought against the largest, what it did not)."""
+    large, small = columns[0], columns[-1]
+    bought: list[str] = []
+    not_bought: list[str] = []
+    for name, term, read in _ITEMS:
+        if term in ("weights", "kv") or name == "Peak under load":
+            _sort_memory(name, read(small.bill), read(large.bill), bought, not_bought)
+    not_bought += _beside_weights(small)
+    for workload in workloads:
+        pair = (small.cells.get(workload), large.cells.get(workload))
+        if pair[0] is not None and pair[1] is not None:
+            _sort_served(workload, pair[0], pair[1], bought, not_bought)
+    return bought, not_bought
+
+
+def _beside_weights(column: Column) -> list[str]:
+    """What a smaller format leaves as it is: everything but the weights."""
+    weights, peak = column.bill.weights_bytes, column.bill.peak_bytes
+    if weights is None or peak is None or weights >= peak:
+        return []
+    rest = peak - weights
+    return [f"Beside its weights {column.name} uses {size(rest)} at its peak, {percent(rest / peak)} of its memory."]
+
+
+def _sort_memory(name: str, new: int | None, old: int | None, bought: list[str], not_bought: list[str]) -> None:
+    if not new or not old:
+        return
+    if new < old * (1 - _UNCHANGED):
+        bought.append(f"{name}: {size(old)} became {size(new)} ({change(new, old)}).")
+    elif new > old * (1 + _UNCHANGED):
+        words = "more room for tokens" if name.startswith("KV") else "more, not less"
+        (bought if name.startswith("KV") else not_bought).append(
+            f"{name}: {size(old)} became {size(new)} ({change(new, old)}): {words}."
+        )
+    else:
+        not_bought.append(f"{name}: {size(new)} against {size(old)}, unchanged.")
+
+
+def _sort_served(workload: str, small: CellResult, large: CellResult, bought: list[str], not_bought: list[str]) -> None:
+    """Concurrency and latency under one workload, each on its side."""
+    new, old = small.verdict.c_ok, large.verdict.c_ok
+    searched = small.verdict.c_bad is not None or large.verdict.c_bad is not None
+    if searched and new is not None and old is not None:
+        words = f"{workload}: holds {new:,} users against {old:,}"
+        (bought if new > old else not_bought).append(f"{words} ({change(new, old)})." if new != old else f"{words}.")
+    levels = common_level([small, large])
+    if levels is None:
+        return
+    users = f"{levels[0].concurrency:,} user{'' if levels[0].concurrency == 1 else 's'}"
+    better: list[str] = []
+    worse: list[str] = []
+    for name, term in (("TTFT", "ttft"), ("TPOT", "tpot")):
+        after, before = (getattr(level.stats, f"{term}_ms").p95 for level in levels)
+        if after is None or not before:
+            continue
+        words = f"{name} p95 {latency(after)} against {latency(before)} ({change(after, before)})"
+        (better if after < before * (1 - _UNCHANGED) else worse).append(words)
+    for side, words_of in ((bought, better), (not_bought, worse)):
+        if words_of:
+            side.append(f"{workload} at {users}: {', '.join(words_of)}.")

@@ -1,0 +1,150 @@
+"""Where it breaks: every quantity against concurrency, a line for each deployment, workload by workload."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from markupsafe import Markup
+
+from orchestrator.records import Slo
+from reports.charts import Curve, Mark, concurrency_chart
+from reports.figures import significant
+from reports.result import CellResult, LevelResult, Result
+
+
+class Picture(NamedTuple):
+    title: str
+    term: str
+    caption: str
+    svg: Markup
+
+
+class Line(NamedTuple):
+    """One level in the table."""
+
+    deployment: str
+    slot: int
+    level: LevelResult
+    word: str
+
+
+class Ladder(NamedTuple):
+    """One workload."""
+
+    workload: str
+    title: str
+    source: str
+    mean_prompt: float | None
+    mean_output: float | None
+    deployments: tuple[tuple[str, int], ...]
+    """(name, colour slot) of the deployments that have levels."""
+    pictures: tuple[Picture, ...]
+    lines: tuple[Line, ...]
+
+
+class _Quantity(NamedTuple):
+    title: str
+    term: str
+    unit: str
+    read: Callable[[LevelResult], float | None]
+    limit: float | None = None
+    share: bool = False
+    failures_have_none: bool = False
+    """No value means that too many requests failed (a percentile), not that it was not reported."""
+
+
+def slots(result: Result) -> dict[str, int]:
+    """Colour slot of each deployment: the same in the whole report."""
+    names = dict.fromkeys(cell.asked.deployment for cell in result.cells)
+    return {name: slot for slot, name in enumerate(names)}
+
+
+def word(level: LevelResult) -> str:
+    """PASS, FAIL, UNDECIDED, or INVALID where the measurement is void."""
+    return level.verdict.verdict if level.verdict.valid else "INVALID"
+
+
+def ladders(result: Result) -> tuple[Ladder, ...]:
+    colours = slots(result)
+    workloads = dict.fromkeys(cell.asked.workload for cell in result.cells)
+    found = []
+    for workload in workloads:
+        cells = [cell for cell in result.cells if cell.asked.workload == workload and cell.levels]
+        if cells:
+            found.append(_ladder(workload, cells, colours, result.slo))
+    return tuple(found)
+
+
+def _ladder(workload: str, cells: Sequence[CellResult], colours: Mapping[str, int], slo: Slo) -> Ladder:
+    asked = cells[0].asked
+    lines = [
+        Line(cell.asked.deployment, colours[cell.asked.deployment], level, word(level))
+        for cell in cells
+        for level in cell.levels
+    ]
+    several = len({line.level.concurrency for line in lines}) > 1
+    return Ladder(
+        workload=workload,
+        title=asked.workload_title,
+        source=asked.workload_source,
+        mean_prompt=asked.mean_prompt_tokens,
+        mean_output=asked.mean_output_tokens,
+        deployments=tuple((cell.asked.deployment, colours[cell.asked.deployment]) for cell in cells),
+        pictures=tuple(_picture(quantity, cells, colours) for quantity in _quantities(slo)) if several else (),
+        lines=tuple(lines),
+    )
+
+
+def _quantities(slo: Slo) -> tuple[_Quantity, ...]:
+    return (
+        _Quantity("Good requests", "attainment", "share", lambda v: v.stats.attainment, slo.attainment, share=True),
+        _Quantity("TTFT p95", "ttft", "ms", lambda v: v.stats.ttft_ms.p95, slo.ttft_ms, failures_have_none=True),
+        _Quantity("TPOT p95", "tpot", "ms", lambda v: v.stats.tpot_ms.p95, slo.tpot_ms, failures_have_none=True),
+        _Quantity("Output throughput", "throughput", "tokens/s", lambda v: v.stats.output_tokens_per_s),
+    )
+
+
+def _picture(quantity: _Quantity, cells: Sequence[CellResult], colours: Mapping[str, int]) -> Picture:
+    curves = [_curve(cell, colours[cell.asked.deployment], quantity) for cell in cells]
+    scale, unit = (100, "%") if quantity.share else (1, quantity.unit)
+    limit = None if quantity.limit is None else f"limit {significant(quantity.limit * scale)} {unit}"
+    return Picture(
+        title=quantity.title,
+        term=quantity.term,
+        caption=limit or "no limit",
+        svg=concurrency_chart(
+            curves,
+            title=f"{quantity.title} against concurrency",
+            unit="good requests" if quantity.share else quantity.unit,
+            described="; ".join(_told(cell, quantity, scale, unit) for cell in cells),
+            limit=quantity.limit,
+            share=quantity.share,
+        ),
+    )
+
+
+def _told(cell: CellResult, quantity: _Quantity, scale: int, unit: str) -> str:
+    """A line in words, for those who hear the chart."""
+    said = []
+    for level in cell.levels:
+        value = quantity.read(level)
+        said.append(f"{level.concurrency}: {'no value' if value is None else significant(value * scale)}")
+    return f"{cell.asked.deployment}, {unit} by users: {', '.join(said)}"
+
+
+def _curve(cell: CellResult, slot: int, quantity: _Quantity) -> Curve:
+    latest = {level.concurrency: level.level for level in sorted(cell.levels, key=_age) if level.verdict.valid}
+    marks = []
+    for level in cell.levels:
+        value = quantity.read(level)
+        if value is None and not (quantity.failures_have_none and level.stats.failed):
+            continue
+        on_line = latest.get(level.concurrency) == level.level
+        marks.append(Mark(level.concurrency, value, word(level), on_line))
+    ok, bad = cell.verdict.c_ok, cell.verdict.c_bad
+    return Curve(tuple(marks), (ok, bad) if ok is not None and bad is not None else None, slot)
+
+
+def _age(level: LevelResult) -> int:
+    return level.level

@@ -1,0 +1,104 @@
+"""The report's own glossary: every term that a table or a chart uses, with the end points of its interval."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from reports.figures import NONE
+
+
+class Term(NamedTuple):
+    key: str
+    name: str
+    meaning: str
+
+
+TERMS: tuple[Term, ...] = (
+    Term(
+        "concurrency",
+        "Concurrent users",
+        "Virtual users of a closed loop, each with one request in flight: the next is sent when the last ended.",
+    ),
+    Term(
+        "ttft",
+        "TTFT",
+        "Time to first token: from sending a request to the arrival of the first event with text or token ids.",
+    ),
+    Term(
+        "tpot",
+        "TPOT",
+        "Time per output token: from the first to the last token, divided by the output tokens less one.",
+    ),
+    Term("e2e", "E2E", "End-to-end time: from sending a request to the arrival of its last token."),
+    Term(
+        "p95",
+        "p50, p95",
+        "Nearest-rank percentiles over all measured requests of a level. A failed request counts as infinitely slow: "
+        "with more than 5 % of failures p95 has no value.",
+    ),
+    Term("slo", "SLO", "The limits that a request must keep to be good, and the share of requests that must be good."),
+    Term(
+        "attainment",
+        "Good requests",
+        "Share of the offered requests that did not fail and kept every limit of the SLO.",
+    ),
+    Term(
+        "throughput",
+        "Output throughput",
+        "Output tokens that arrived in the steady window (from the issue of the first measured request to the issue of "
+        "the last one), divided by its length.",
+    ),
+    Term("c_ok", "Holds", "The highest concurrency that was measured and passed."),
+    Term("c_bad", "Breaks at", "The lowest concurrency above it that was measured and failed."),
+    Term(
+        "pass",
+        "PASS, FAIL, UNDECIDED",
+        "Whether a level kept the criteria; UNDECIDED: the requests were too few to tell.",
+    ),
+    Term(
+        "valid",
+        "INVALID",
+        "The measurement itself is void, for example because the load generator was the limit. It says nothing about "
+        "the server and is never a break.",
+    ),
+    Term(
+        "signed",
+        "SIGNED, PROVISIONAL, REFUSED",
+        "SIGNED: every step of the method was done and held. PROVISIONAL: a concurrency held, but a step is missing or "
+        "flagged, and each one is named. REFUSED: there is nothing to sign.",
+    ),
+    Term("weights", "Weights", "Memory of the model's weights as the engine reports it after loading."),
+    Term(
+        "kv",
+        "KV cache",
+        "Keys and values of the tokens of running requests. Most engines reserve the whole pool at the start, whatever "
+        "the format of the weights.",
+    ),
+    Term("compute", "Compute buffers", "Activations and scratch space of the engine, as it reports them."),
+    Term("graphs", "Graphs", "Memory of captured CUDA graphs, as the engine reports it."),
+    Term(
+        "rest",
+        "Everything else",
+        "Peak less the reported items: runtime, code, buffers that the engine does not name. Negative where memory is "
+        "reserved but was never touched, which does not count as used.",
+    ),
+    Term(
+        "peak",
+        "Peak under load",
+        "The largest memory of the server seen once a second: of its card where there is one, else of its container, "
+        "else the proportional set size (PSS) of its process tree.",
+    ),
+    Term("lag", "Loop lag, send lag", "How late loadproof itself was: in waking up, and in sending what was due."),
+    Term(
+        "stamps",
+        "Kernel stamps",
+        "Arrivals stamped by the kernel at the socket. The others are stamped when loadproof reads them: later "
+        "when it is busy.",
+    ),
+    Term(
+        "clamped",
+        "Cut to the context",
+        "Requests whose lengths were cut because the pair did not fit the model's context.",
+    ),
+    Term("none", NONE, "Not reported. It does not mean 0."),
+)

@@ -1,0 +1,126 @@
+"""Run directories that the report tests share; each is built once and must not be changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fakes.run_directory import MIB, FakeCell, asked_cell, build_run
+
+from orchestrator.judge.search import SearchRules
+from orchestrator.records import ServerFailure
+
+SMALL = SearchRules(start=2, maximum=16, confirm=1, precision=0.2)
+
+NO_ROOM = ServerFailure(
+    failure_class="oom-weights",
+    message="The weights do not fit on the card.",
+    remedy="Use a smaller format or a larger card.",
+    evidence=("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB",),
+    exit_code=1,
+)
+
+
+def format_cells() -> list[FakeCell]:
+    """Three weight formats of one model under four workloads: a slower and larger server for each wider format."""
+    cells = []
+    for name, quantization, weights_mib, slower in (
+        ("4-bit", "Q4_1", 93, 2.0),
+        ("8-bit", "Q8_0", 138, 2.4),
+        ("16-bit", "F16", 259, 3.6),
+    ):
+        facts: dict[str, float | str] = {
+            "weights_bytes": float(weights_mib * MIB),
+            "kv_bytes": 180.0 * MIB,
+            "kv_tokens": 8192.0,
+            "compute_bytes": 36.0 * MIB,
+            "kernel": "CPU",
+        }
+        for workload in ("short-one-user", "long-one-user", "long-overlapping", "chat"):
+            fixed = workload.endswith("one-user")
+            cells.append(
+                FakeCell(
+                    asked_cell(name, workload, model=f"models/SmolLM2-135M-Instruct.{quantization}.gguf"),
+                    rules=SearchRules(levels=(1,)) if fixed else SMALL,
+                    ttft_ms=lambda c, s=slower: (30 + 12 * c) * s,  # type: ignore[misc]
+                    tpot_ms=lambda c, s=slower: (4 + 2.1 * c) * s,  # type: ignore[misc]
+                    base_mib=150.0 + weights_mib,
+                    facts=facts,
+                )
+            )
+    return cells
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="session")
+def twelve(runs: Path) -> Path:
+    """Three formats under four workloads, complete."""
+    return build_run(runs / "twelve", format_cells(), title="SmolLM2-135M on llama.cpp: 4, 8 and 16 bit")
+
+
+@pytest.fixture(scope="session")
+def one(runs: Path) -> Path:
+    """One deployment on a GPU in a container, one invalid level (load generator too slow at 16)."""
+    cell = FakeCell(
+        asked_cell("vllm-awq", "chat", stack="vllm", launch="docker", gpus=["0"], quantization="awq"),
+        source="gpu:GPU-1",
+        base_mib=20_000,
+        rules=SMALL,
+        ttft_ms=lambda c: 60 + 30 * c,
+        loop_lag_ms=lambda c: 9.0 if c == 16 else 0.4,
+        server={
+            "image": "vllm/vllm-openai:v0.33.0",
+            "image_digest": "sha256:" + "ab" * 32,
+            "env": {"VLLM_LOGGING_LEVEL": "INFO"},
+            "secret_env": ["HF_TOKEN"],
+        },
+    )
+    return build_run(runs / "one", [cell], title="One cell")
+
+
+@pytest.fixture(scope="session")
+def failures(runs: Path) -> Path:
+    """Nothing came up."""
+    cells = [
+        FakeCell(
+            asked_cell(name, "chat", stack="vllm", launch="docker", gpus=["0"]), refuses=NO_ROOM, log="line\n" * 40
+        )
+        for name in ("fp16", "fp8")
+    ]
+    return build_run(runs / "failures", cells, title="Nothing fits")
+
+
+@pytest.fixture(scope="session")
+def interrupted(runs: Path) -> Path:
+    """Stopped in the second cell, after two of its levels; the third was never begun."""
+    cells = [
+        FakeCell(asked_cell("a", "chat"), rules=SMALL, ttft_ms=lambda c: 60 + 40 * c),
+        FakeCell(asked_cell("b", "chat"), rules=SMALL, levels=2),
+        FakeCell(asked_cell("c", "chat"), rules=SMALL),
+    ]
+    return build_run(runs / "interrupted", cells, title="Interrupted")
+
+
+@pytest.fixture(scope="session")
+def dies(runs: Path) -> Path:
+    """The server is killed for its memory at 16 users; at 8 and more every fifth request fails before that."""
+    cell = FakeCell(asked_cell("kv-cliff", "long"), rules=SMALL, dies_at=16, failing=lambda c: c >= 12)
+    return build_run(runs / "dies", [cell], title="Dies under load")
+
+
+@pytest.fixture(scope="session")
+def external(runs: Path) -> Path:
+    """An endpoint that is not ours: no log, no memory, no command; the budget cut the search."""
+    cell = FakeCell(
+        asked_cell("gateway", "chat", stack="external", launch="external", lengths_forced=False),
+        source="none",
+        rules=SMALL,
+        levels=2,
+        note="the time budget ended before the step bracket at 8",
+        server={"argv": [], "base_url": "https://llm.example.org/v1", "version": None},
+    )
+    return build_run(runs / "external", [cell], title="A gateway")

@@ -1,0 +1,226 @@
+import base64
+import hashlib
+import re
+import shutil
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from fakes.run_directory import FakeCell, asked_cell, build_run
+
+from orchestrator.judge.search import SearchRules
+from orchestrator.records import ServerFailure
+from reports.html import write_report
+from reports.result import result, write_result
+from reports.run import read_run
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "reports"
+HOSTILE = "<script>window.owned=1</script>\"'><img src=x onerror=owned()>&amp;\x00\x1b[31m\u202e{{7*7}}"
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+KINDS = ["one", "twelve", "failures", "interrupted", "dies", "external"]
+
+
+class Page(HTMLParser):
+    """Elements with their attributes, text, and whether every element is closed where it should be."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture
+def page(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    run: Path = request.getfixturevalue(request.param)
+    return write_report(run, tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def without_drawings(text: str) -> str:
+    """Drawings come from another program, whose next version may set a point elsewhere; their words are ours."""
+    return re.sub(
+        r'(<svg [^>]*class="chart"[^>]*?)(?: width="\d+" height="\d+" viewBox="[^"]*")?>.*?</svg>', r"\1></svg>", text
+    )
+
+
+@pytest.mark.parametrize("name", ["failures", "interrupted"])
+def test_golden(request: pytest.FixtureRequest, name: str, tmp_path: Path, update: bool) -> None:
+    run: Path = request.getfixturevalue(name)
+    page = without_drawings(write_report(run, tmp_path / "report.html").read_text(encoding="utf-8"))
+    golden = GOLDEN / f"{name}.html"
+    if update:
+        golden.write_text(page, encoding="utf-8")
+    assert page == golden.read_text(encoding="utf-8"), "run pytest with --update and look at the difference"
+
+
+def test_the_same_bytes_for_the_same_run(one: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(one, tmp_path / "one")
+    first = write_report(root)
+    assert first == root / "report.html"
+    data = first.read_bytes()
+    found = write_result(root)
+    (root / "notes.txt").write_text("laid beside it")
+    assert write_report(root, found=found).read_bytes() == data
+    first.unlink()
+    assert write_report(root).read_bytes() == data
+
+
+@pytest.mark.parametrize("page", KINDS, indirect=True)
+def test_one_self_contained_file_without_scripts(page: str) -> None:
+    found = Page(page)
+    tags = {tag for tag, _ in found.elements}
+    assert not tags & {"script", "iframe", "object", "embed", "form", "img", "base"}
+    assert len(page.encode()) < 1_000_000
+    for _, attributes in found.elements:
+        assert not [name for name in attributes if name.startswith("on") or name == "style"]
+        for name in ("href", "src", "xlink:href"):
+            target = attributes.get(name)
+            assert target is None or target == "data:," or target.startswith("#")
+    assert not re.search(r"url\(|@import|@font-face", page)
+
+
+@pytest.mark.parametrize("page", ["one"], indirect=True)
+def test_the_policy_allows_the_one_style_sheet_and_nothing_else(page: str) -> None:
+    policy = next(m["content"] for m in Page(page).all("meta") if m.get("http-equiv") == "Content-Security-Policy")
+    style = re.search(r"<style>(.*?)</style>", page, re.DOTALL)
+    assert policy
+    assert style
+    digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
+    assert policy.startswith("default-src 'none'; ")
+    assert f"style-src 'sha256-{digest}'" in policy
+    assert "unsafe" not in policy
+
+
+@pytest.mark.parametrize("page", KINDS, indirect=True)
+def test_links_lead_somewhere_and_names_are_unique(page: str) -> None:
+    found = Page(page)
+    ids = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    links = [attributes["href"] for attributes in found.all("a")]
+    assert len(links) > 5
+    assert {link[1:] for link in links if link} <= set(ids)
+    for _, attributes in found.elements:
+        assert attributes.get("aria-labelledby", ids[0]) in ids
+
+
+@pytest.mark.parametrize("page", KINDS, indirect=True)
+def test_it_can_be_heard(page: str) -> None:
+    found = Page(page)
+    assert found.all("html") == [{"lang": "en"}]
+    assert len(found.all("main")) == len(found.all("header")) == len(found.all("footer")) == 1
+    assert all(th.get("scope") in ("col", "row", "rowgroup") for th in found.all("th"))
+    for drawing in found.all("svg"):
+        assert drawing.get("aria-hidden") == "true" or (drawing.get("role") == "img" and drawing.get("aria-label"))
+    headings = [int(tag[1]) for tag, _ in found.elements if re.fullmatch("h[1-6]", tag)]
+    assert headings[0] == 1
+    assert headings.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(headings))
+
+
+@pytest.mark.parametrize("page", ["twelve"], indirect=True)
+def test_the_decision_comes_first_and_the_parts_follow(page: str) -> None:
+    titles = re.findall(r"<h2 [^>]*>([^<]+)</h2>", page)
+    assert titles == [
+        "The decision",
+        "What 4-bit bought, and what it did not",
+        "Where it breaks",
+        "Memory over time",
+        "Can I believe it?",
+        "Reproduce it",
+        "Glossary",
+    ]
+    assert page.count('<article class="card"') == 12
+    assert page.count('class="chart"') == 8 + 12 + 1
+    assert "No GPU was used" in page
+
+
+@pytest.mark.parametrize("page", ["interrupted"], indirect=True)
+def test_an_interrupted_run_says_so_at_the_top(page: str) -> None:
+    assert "This run was interrupted." in page.split("<main>")[0]
+    assert "Not measured: the run ended before it." in page
+
+
+@pytest.mark.parametrize("page", ["failures"], indirect=True)
+def test_failures_show_class_remedy_evidence_and_log(page: str) -> None:
+    text = Page(page).text
+    assert "oom-weights" in text
+    assert "What to do. Use a smaller format or a larger card." in text
+    assert "Tried to allocate 2.00 GiB" in text
+    assert "The last 20 lines of the server's log" in text
+    assert "No level was measured" in text
+
+
+# --- hostile input ----------------------------------------------------------------------------------------------
+
+
+def hostile(tmp_path: Path, longest: str = "") -> Path:
+    """Every field that comes from a plan, a log, a host or a server holds what wants to break out."""
+    text = HOSTILE + longest
+    names = {"deployment": text, "workload": text, "model": f"models/{text}", "quantization": text}
+    fields = {"stack": text, "workload_title": text, "workload_source": text, "notes": [text], **names}
+    server = {"argv": [text, text], "env": {text: text}, "secret_env": [text], "version": text, "image": text}
+    server |= {"image_digest": text, "model_listed": text, "base_url": text, "deployment": text, "stack": text}
+    failure = ServerFailure(failure_class=text, message=text, remedy=text, evidence=(text,) * 30)
+    facts: dict[str, float | str] = {text: text, "weights_bytes": 1e8, "kv_bytes": 1e8}
+    asked = asked_cell("a", "w", **fields)
+    other = asked_cell("b", "w", **{**fields, "quantization": "fp8", "deployment": "other" + text})
+    rules = SearchRules(start=2, maximum=8, confirm=0)
+    cells = [
+        FakeCell(asked, rules=rules, facts=facts, server=server, log=f"{text}\n" * 30, dies_at=8),
+        FakeCell(other, rules=rules, facts=facts, server=server, levels=1, note=text),
+        FakeCell(asked_cell("c", "w", **fields), refuses=failure, server=server, log=f"{text}\n" * 30),
+    ]
+    return build_run(
+        tmp_path / "run",
+        cells,
+        title=text,
+        plan=text.encode("utf-8", "surrogatepass"),
+        host={"cpu_model": text, text: text},
+        overrides=(text,),
+    )
+
+
+def test_hostile_text_is_shown_and_never_read(tmp_path: Path) -> None:
+    page = write_report(hostile(tmp_path)).read_text(encoding="utf-8")
+    found = Page(page)
+    assert not {tag for tag, _ in found.elements} & {"script", "img"}
+    assert not [attributes for _, attributes in found.elements if any(name.startswith("on") for name in attributes)]
+    assert found.text.count("<script>window.owned=1</script>\"'><img src=x onerror=owned()>&amp;") > 60
+    assert not re.search("[\x00\x1b\u202e]", page)
+    assert "{{7*7}}" in found.text
+    assert len({attributes.get("class") for attributes in found.all("span")}) < 15
+
+
+def test_endless_text_is_bounded(tmp_path: Path) -> None:
+    run = hostile(tmp_path, longest="y" * 100_000)
+    page = write_report(run).read_text(encoding="utf-8")
+    assert len(page) < 3_000_000
+    assert "characters left out" in page
+    assert max(map(len, Page(page).text.split())) < 70_000
+
+
+def test_the_result_of_hostile_input_reads_back(tmp_path: Path) -> None:
+    found = result(read_run(hostile(tmp_path)))
+    assert found.title == HOSTILE
+    assert len(found.cells) == 3
