@@ -286,7 +286,7 @@ def _span(level: Level, started_ns: int, offset_s: float) -> Span:
 
 
 def _ready_bytes(points: Sequence[tuple[int, float]], first_level_ns: int) -> int | None:
-    before = [value for at_ns, value in points if at_ns <= first_level_ns]
+    before = [value for at_ns, value in points if at_ns < first_level_ns]
     return round(before[-1]) if before else None
 
 

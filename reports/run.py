@@ -140,7 +140,7 @@ def read_run(path: Path) -> Run:
     known = {cell.cell: cell for cell in asked.cells}
     names = list(known) + [name for name in by_cell if name not in known]
     for name in names:
-        if Path(name).name != name:
+        if name in ("", "..") or Path(name).name != name:
             raise JournalError(f"{path} names a cell {name[:80]!r}, which is no file name.", "The journal was changed.")
     return Run(
         path=path,

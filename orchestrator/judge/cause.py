@@ -78,8 +78,10 @@ def _kv_evidence(stats: LevelStats, criteria: dict[str, Criterion]) -> tuple[str
     told = []
     if (s3 := criteria.get("S3")) is not None and s3.value is not None:
         told.append(f"{s3.value:.3g} preemptions per request.")
+    if (s4 := criteria.get("S4")) is not None and s4.value is not None:
+        told.append(f"The KV pool was full for {s4.value:.0%} of the time.")
     if stats.kv_use_mean is not None and stats.kv_use_max is not None:
-        told.append(f"The KV pool was {stats.kv_use_mean:.0%} full on average and {stats.kv_use_max:.0%} at most.")
+        told.append(f"KV use was {stats.kv_use_mean:.0%} on average and {stats.kv_use_max:.0%} at most.")
     return tuple(told)
 
 

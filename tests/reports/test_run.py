@@ -76,7 +76,7 @@ def test_a_run_without_the_question_is_still_told(tmp_path: Path) -> None:
     assert cell.asked.stack == "llamacpp"
 
 
-@pytest.mark.parametrize("name", ["../../etc", "a/b", "..", ""])
+@pytest.mark.parametrize("name", ["../../etc", "a/b", "..", ".", "/", ""])
 def test_a_cell_that_leads_out_of_the_run_directory_is_refused(one: Path, tmp_path: Path, name: str) -> None:
     text = (one / "journal.jsonl").read_text()
     (tmp_path / "journal.jsonl").write_text(text.replace('"vllm-awq--chat"', json.dumps(name)))

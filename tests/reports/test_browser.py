@@ -1,0 +1,122 @@
+"""The report in a real browser: it draws, it fits, it prints, and nothing in it runs or calls home."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fakes.browser import Page, open_page
+from fakes.hostile_run import HOSTILE, hostile
+
+from reports.html import write_report
+
+pytestmark = pytest.mark.chromium
+KINDS = ["twelve", "one", "failures", "interrupted", "dies", "external"]
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator[Page]:
+    with open_page(chromium) as page:
+        yield page
+
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    run: Path = request.getfixturevalue(request.param)
+    return write_report(run, tmp_path / "report.html")
+
+
+@pytest.mark.parametrize("report", KINDS, indirect=True)
+def test_no_request_and_nothing_to_complain_of(browser: Page, report: Path) -> None:
+    browser.open(report, 1280)
+    assert browser.evaluate("document.querySelectorAll('main section').length") >= 4
+    assert browser.said() == []
+    assert [url for url in browser.requests() if not url.startswith("data:")] == [report.resolve().as_uri()]
+    assert browser.evaluate("getComputedStyle(document.body).margin") == "0px", "the style sheet was refused"
+
+
+@pytest.mark.parametrize("width", [390, 820, 1280])
+@pytest.mark.parametrize("report", KINDS, indirect=True)
+def test_nothing_hangs_over_the_side(browser: Page, report: Path, width: int) -> None:
+    browser.open(report, width)
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    wide = "[...document.querySelectorAll('main table')].filter(t => t.scrollWidth > innerWidth).length"
+    inside = "[...document.querySelectorAll('main table')].every(t => t.closest('.scroll, .card'))"
+    assert browser.evaluate(wide) >= 0
+    assert browser.evaluate(inside)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("report", ["twelve", "failures"], indirect=True)
+def test_text_is_readable_on_its_ground(browser: Page, report: Path, dark: bool) -> None:
+    """WCAG AA: 4.5 to 1 for text, whatever element it stands in."""
+    browser.open(report, 1280, dark=dark)
+    found = browser.evaluate(CONTRAST)
+    assert found["checked"] > 100
+    assert found["dark"] == dark
+    assert found["poor"] == []
+
+
+@pytest.mark.parametrize("report", ["twelve"], indirect=True)
+def test_tables_that_scroll_can_be_reached_by_keyboard(browser: Page, report: Path) -> None:
+    browser.open(report, 390)
+    scrolling = "[...document.querySelectorAll('.scroll')].filter(s => s.scrollWidth > s.clientWidth)"
+    assert browser.evaluate(f"{scrolling}.length") >= 1
+    assert browser.evaluate(f"{scrolling}.every(s => s.tabIndex === 0 && s.getAttribute('aria-label'))")
+
+
+@pytest.mark.parametrize("report", KINDS, indirect=True)
+def test_it_prints_with_everything_unfolded(browser: Page, report: Path) -> None:
+    browser.open(report, 1280)
+    printed = browser.pdf()
+    assert printed.startswith(b"%PDF-")
+    assert printed.count(b"/Type /Page\n") >= 2
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    inner = "[...document.querySelectorAll('details > :not(summary)')]"
+    assert browser.evaluate(f"{inner}.length") >= 2
+    assert browser.evaluate(f"{inner}.filter(e => !e.checkVisibility()).length") == 0
+    assert browser.evaluate("getComputedStyle(document.querySelector('nav')).display") == "none"
+    browser.call("Emulation.setEmulatedMedia", media="")
+
+
+def test_no_hostile_string_runs_or_leaves_its_element(browser: Page, tmp_path: Path) -> None:
+    browser.open(write_report(hostile(tmp_path)), 390)
+    assert browser.said() == []
+    assert len([url for url in browser.requests() if not url.startswith("data:")]) == 1
+    assert browser.evaluate("typeof window.owned") == "undefined"
+    assert browser.evaluate("document.querySelectorAll('script, img, iframe').length") == 0
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 390
+    shown = HOSTILE.split("\x00")[0].replace("\\", "\\\\").replace("'", "\\'")
+    assert browser.evaluate(f"document.querySelector('h1').textContent.startsWith('{shown}')")
+
+
+def test_a_picture_has_the_width_that_was_asked(browser: Page, one: Path, tmp_path: Path) -> None:
+    browser.open(write_report(one, tmp_path / "report.html"), 390)
+    picture = browser.screenshot()
+    width, height = struct.unpack(">II", picture[16:24])
+    assert (width, height > 2000) == (390, True)
+
+
+CONTRAST = """(() => {
+  const channel = v => { v /= 255; return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; };
+  const parts = c => c.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+  const ground = e => {
+    for (; e; e = e.parentElement) {
+      const c = parts(getComputedStyle(e).backgroundColor);
+      if (c.length < 4 || c[3] === 1) return c;
+    }
+    return [255, 255, 255];
+  };
+  let checked = 0; const poor = [];
+  for (const e of document.querySelectorAll('body *')) {
+    if (e.closest('.skip') || ![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())) continue;
+    const style = getComputedStyle(e), svg = e instanceof SVGElement;
+    const [a, b] = [light(parts(svg ? style.fill : style.color)), light(ground(e))].sort((x, y) => y - x);
+    checked += 1;
+    if ((a + 0.05) / (b + 0.05) < 4.5) poor.push(e.tagName + ' ' + e.className + ' ' + e.textContent.slice(0, 40));
+  }
+  return {checked, poor: poor.slice(0, 5), dark: light(ground(document.body)) < 0.2};
+})()"""
