@@ -20,34 +20,18 @@ class ProtocolError(Exception):
 
 
 class Arrivals:
-    """A body and the time at which each piece of it arrived."""
+    """A body with the time at which each piece of it arrived."""
 
-    __slots__ = ("ends", "kernel", "length", "reads", "stamps", "waiting")
+    __slots__ = ("body", "ends", "kernel", "stamps")
 
     def __init__(self) -> None:
-        self.waiting = bytearray()
-        """What came and was not taken yet."""
-        self.length = 0
-        """Bytes of the body so far, those that were taken included."""
+        self.body = bytearray()
         self.ends = array("q")
         """Length of the body after each piece."""
         self.stamps = array("q")
         """Arrival of each piece, ns of CLOCK_MONOTONIC."""
-        self.reads = array("q")
-        """When each piece was read; equal to its stamp where the kernel gives none."""
         self.kernel = True
         """Every stamp so far comes from the kernel."""
-
-    def take(self) -> bytes:
-        """The part of the body that was not taken yet."""
-        data = bytes(self.waiting)
-        self.waiting.clear()
-        return data
-
-    def distrust_stamps(self) -> None:
-        """The clock of the stamps was set meanwhile: the times of the reads stand in for them."""
-        self.stamps = array("q", self.reads)
-        self.kernel = False
 
 
 class ResponseParser:
@@ -70,11 +54,9 @@ class ResponseParser:
         self._left = 0
         self._chunk_state: Literal["size", "data", "end", "trailer"] = "size"
 
-    def feed(self, data: bytes, stamp_ns: int | None, read_ns: int) -> None:
-        """Take the bytes of one read: their arrival as the kernel tells it (None = it does not) and when they were
-        read. Raises ProtocolError."""
-        if stamp_ns is None:
-            stamp_ns = read_ns
+    def feed(self, data: bytes, stamp_ns: int, kernel: bool) -> None:
+        """Take the bytes of one read and their arrival. Raises ProtocolError."""
+        if not kernel:
             self.arrivals.kernel = False
         if self.first_byte_ns is None:
             self.first_byte_ns = stamp_ns
@@ -180,12 +162,12 @@ class ResponseParser:
         if self.framing == "chunked":
             self._read_chunks(data)
         elif self.framing == "length":
-            self.arrivals.waiting += data[: self._left]
+            self.arrivals.body += data[: self._left]
             self.surplus = len(data) > self._left
             self._left -= min(self._left, len(data))
             self.done = self._left == 0
         else:
-            self.arrivals.waiting += data
+            self.arrivals.body += data
 
     def _read_chunks(self, data: bytes) -> None:
         if self._pending:
@@ -195,7 +177,7 @@ class ResponseParser:
         while position < length and not self.done:
             if self._chunk_state == "data":
                 take = min(self._left, length - position)
-                self.arrivals.waiting += data[position : position + take]
+                self.arrivals.body += data[position : position + take]
                 position += take
                 self._left -= take
                 if self._left == 0:

@@ -10,7 +10,7 @@ _LINE_END = re.compile(rb"\r\n|\n|\r")
 _BOM = b"\xef\xbb\xbf"
 
 
-class EventTooLong(Exception):
+class EventTooLongError(Exception):
     """An event or a line longer than any server has reason to send."""
 
 
@@ -37,7 +37,7 @@ class SseParser:
         self._data_bytes = 0
 
     def feed(self, piece: bytes) -> list[SseEvent]:
-        """The events that the piece completes. Raises EventTooLong."""
+        """The events that the piece completes. Raises EventTooLongError."""
         text = self._rest + piece if self._rest else piece
         if not self._started:
             if len(text) < len(_BOM) and _BOM.startswith(text):
@@ -83,7 +83,7 @@ class SseParser:
 
     def _keep(self, rest: bytes, position: int) -> None:
         if len(rest) > MAX_EVENT_BYTES:
-            raise EventTooLong(f"a line of the stream is longer than {MAX_EVENT_BYTES} bytes")
+            raise EventTooLongError(f"a line of the stream is longer than {MAX_EVENT_BYTES} bytes")
         self._rest, self._position = rest, position
 
     def _line(self, line: bytes, end: int, events: list[SseEvent]) -> None:
@@ -94,7 +94,7 @@ class SseParser:
         elif line.startswith(b"data:"):
             self._data_bytes += len(line)
             if self._data_bytes > MAX_EVENT_BYTES:
-                raise EventTooLong(f"an event of the stream is longer than {MAX_EVENT_BYTES} bytes")
+                raise EventTooLongError(f"an event of the stream is longer than {MAX_EVENT_BYTES} bytes")
             self._data.append(line[6:] if line[5:6] == b" " else line[5:])
             self._data_end = end
         elif line == b"data":

@@ -29,7 +29,7 @@ Read = tuple[bytes, int, bool]
 
 
 class StampedReader:
-    """Non-blocking reads from one socket. `kernel=False` never asks the kernel (for comparison, and where it cannot)."""
+    """Non-blocking reads from one socket. `kernel=False` never asks the kernel (to compare with)."""
 
     def __init__(self, sock: socket.socket, *, kernel: bool = True) -> None:
         self._sock = sock
