@@ -181,8 +181,6 @@ async def _admit(level: _Level, user: User, users: list[asyncio.Task[None]]) -> 
     gap_s = spec.ramp_seconds / spec.concurrency
     retry_s = max(0.001, min(0.01, gap_s / 20))
     throttler = Throttler(rate_limit=1, period=gap_s, retry_interval=retry_s) if gap_s else None
-        Throttler(rate_limit=1, period=gap_s, retry_interval=max(0.001, min(0.01, gap_s / 20))) if gap_s else None
-    )
     for number in range(spec.concurrency):
         if throttler is not None:
             await throttler.acquire()  # type: ignore[no-untyped-call]
