@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
-from asyncio_throttle.throttle import Throttler
+from asyncio_throttle import Throttler  # type: ignore[attr-defined]
 
 from orchestrator.clock import NS_PER_S, now_ns
 from orchestrator.load.health import SelfWatch
@@ -158,9 +158,10 @@ def _cancelled(record: RequestRecord) -> bool:
     return record.failure is not None and record.failure.kind == "cancelled"
 
 
-async def _drive(
-    level: _Level, user: Callable[[int], asyncio.Future[None]] | object, abort: asyncio.Future[str] | None
-) -> None:
+User = Callable[[int], Coroutine[Any, Any, None]]
+
+
+async def _drive(level: _Level, user: User, abort: asyncio.Future[str] | None) -> None:
     """Admit the users, hold the load, stop issuing, drain; whatever happens no task is left."""
     users: list[asyncio.Task[None]] = []
     admission = asyncio.create_task(_admit(level, user, users))
@@ -183,7 +184,7 @@ async def _admit(level: _Level, user: User, users: list[asyncio.Task[None]]) -> 
     throttler = Throttler(rate_limit=1, period=gap_s, retry_interval=retry_s) if gap_s else None
     for number in range(spec.concurrency):
         if throttler is not None:
-            await throttler.acquire()  # type: ignore[no-untyped-call]
+            await throttler.acquire()
         users.append(asyncio.create_task(user(number)))
     level.ramp_end_ns = now_ns()
 
