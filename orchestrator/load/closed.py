@@ -184,7 +184,7 @@ async def _admit(level: _Level, user: User, users: list[asyncio.Task[None]]) -> 
     throttler = Throttler(rate_limit=1, period=gap_s, retry_interval=retry_s) if gap_s else None
     for number in range(spec.concurrency):
         if throttler is not None:
-            await throttler.acquire()
+            await throttler.acquire()  # type: ignore[no-untyped-call]
         users.append(asyncio.create_task(user(number)))
     level.ramp_end_ns = now_ns()
 
