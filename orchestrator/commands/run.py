@@ -97,11 +97,15 @@ def _command(cell: Cell) -> dict[str, Any]:
     if deployment.launch == "external":
         return {"url": deployment.url}
     stack = stack_named(deployment.stack)
-    in_container = deployment.launch == "docker"
-    host, port = ("0.0.0.0", stack.container_port(deployment)) if in_container else ("127.0.0.1", 0)
-    spec: dict[str, Any] = msgspec.to_builtins(stack.launch(deployment, host, port))
-    if not in_container:
-        spec["argv"] = [str(part) if part != "0" else "<free port>" for part in spec["argv"]]
+    if deployment.launch == "docker":
+        container: dict[str, Any] = msgspec.to_builtins(
+            stack.launch(deployment, "0.0.0.0", stack.container_port(deployment))
+        )
+        return container
+    spec: dict[str, Any] = msgspec.to_builtins(stack.launch(deployment, "127.0.0.1", 1))
+    other = stack.launch(deployment, "127.0.0.1", 2).argv
+    # The port is chosen at the start: it stands where two ports give two command lines.
+    spec["argv"] = [part if part == same else "<free port>" for part, same in zip(spec["argv"], other, strict=True)]
     return spec
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fakes.run_directory import FakeCell, asked_cell, build_run
+
 from orchestrator.judge.search import SearchRules
 from orchestrator.records import ServerFailure
 

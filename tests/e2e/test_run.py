@@ -1,0 +1,131 @@
+"""`loadproof run` as a user runs it: against a server of known capacity, and killed at random moments and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from orchestrator.journal import read_events
+from orchestrator.launch.orphans import find_orphans
+from orchestrator.records import CellFinished, LevelCommitted, RunClosed
+
+SERVER = Path(__file__).parents[1] / "fakes" / "openai_server.py"
+PLAN = """
+title = "known capacity"
+seed = 7
+[model]
+id = "{model}"
+context_tokens = 512
+[slo]
+ttft_ms = 300
+tpot_ms = 100
+[[deployment]]
+name = "fake"
+stack = "llamacpp"
+launch = "process"
+command = ["{python}", "{server}", "--capacity", "{capacity}"]
+max_concurrency = 64
+[[workload]]
+name = "w"
+prompt_tokens = 8
+output_tokens = 4
+[ramp]
+max = {most}
+requests = 10
+requests_per_user = {per_user}
+min_seconds = 0
+max_seconds = 60
+ramp_seconds = 0.1
+warmup_generations = 1
+filler_seconds = 1
+confirm = {confirm}
+"""
+"""The engine is fast (10 ms, 5 ms) up to its capacity and slow (600 ms, 250 ms) beyond it."""
+
+
+def write_plan(folder: Path, *, capacity: int, most: int, per_user: int, confirm: int) -> Path:
+    model = folder / "model.gguf"
+    model.write_bytes(b"GGUF, if anybody asks")
+    plan = folder / "plan.toml"
+    settings: Mapping[str, object] = {"capacity": capacity, "most": most, "per_user": per_user, "confirm": confirm}
+    plan.write_text(PLAN.format(python=sys.executable, server=SERVER, model=model, **settings))
+    return plan
+
+
+def loadproof(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "orchestrator.cli", *map(str, arguments)]
+
+
+def levels(run: Path) -> list[tuple[str, int, str]]:
+    return [
+        (event.run.spec.purpose, event.run.spec.concurrency, event.verdict.verdict)
+        for event in read_events(run)
+        if isinstance(event, LevelCommitted) and event.verdict.valid
+    ]
+
+
+def test_a_known_capacity_is_found_within_ten_percent(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path, capacity=24, most=64, per_user=3, confirm=1)
+    out = tmp_path / "run"
+    done = subprocess.run(loadproof("run", plan, "--out", out), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    measured = levels(out)
+    assert len(measured) >= 8, "bracket, bisection and both confirmations"
+    result = json.loads((out / "result.json").read_bytes())
+    (cell,) = result["cells"]
+    assert 22 <= cell["verdict"]["c_ok"] <= 24
+    assert 25 <= cell["verdict"]["c_bad"] <= 27
+    assert (out / "report.html").stat().st_size > 10_000
+    assert find_orphans("run") == []
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[tuple[str, int, str]], float]]:
+    """(folder of the plan, levels of a run that nobody disturbed, its length in s)."""
+    folder = tmp_path_factory.mktemp("kill")
+    plan = write_plan(folder, capacity=3, most=8, per_user=2, confirm=1)
+    out = folder / "unbroken"
+    subprocess.run(loadproof("run", plan, "--out", out, "--quiet"), check=True, capture_output=True)
+    events = read_events(out)
+    length_s = (events[-1].at_ns - events[0].at_ns) / 1e9
+    yield folder, levels(out), length_s
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", range(20))
+def test_killed_at_any_moment_and_resumed_it_gives_the_same(
+    unbroken: tuple[Path, list[tuple[str, int, str]], float], moment: int
+) -> None:
+    folder, expected, length_s = unbroken
+    assert len(expected) >= 4
+    out = folder / f"killed-{moment}"
+    after_s = 0.6 + random.Random(moment).random() * length_s
+    process = subprocess.Popen(
+        loadproof("run", folder / "plan.toml", "--out", out, "--quiet"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        process.wait(after_s)
+    except subprocess.TimeoutExpired:
+        os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    if not (out / "journal.jsonl").exists() or not (out / "journal.jsonl").read_bytes().count(b"\n"):
+        pytest.skip("killed before the run had begun")
+    done = subprocess.run(loadproof("run", "--resume", out, "--quiet"), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert levels(out) == expected
+    events = read_events(out)
+    assert [type(event) for event in events[-2:]] in ([CellFinished, RunClosed], [RunClosed, RunClosed]) or isinstance(
+        events[-1], RunClosed
+    )
+    assert sum(isinstance(event, CellFinished) for event in events) == 1
+    assert find_orphans(out.name) == []
