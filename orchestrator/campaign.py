@@ -225,10 +225,11 @@ class Campaign:
                 step = self._next(cell)
                 if isinstance(step, Stop):
                     return None, None
-                if deadline_ns is not None and now_ns() >= deadline_ns:
-                    return f"the time budget ended before the step {step.purpose} at {step.concurrency}", None
                 history = outcomes(self.journal.events, cell.id)
-                spec = bench.spec(step, deadline_ns, position=len(history))
+                spec = bench.spec(step, position=len(history))
+                expected_ns = round(bench.expected_seconds(spec) * NS_PER_S)
+                if deadline_ns is not None and now_ns() + expected_ns > deadline_ns:
+                    return f"the time budget has no room for the step {step.purpose} at {step.concurrency}", None
                 self.journal.commit(
                     LevelStarted(at_ns=now_ns(), cell=cell.id, attempt=attempt, level=len(history), spec=spec)
                 )

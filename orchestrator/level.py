@@ -10,7 +10,7 @@ import os
 from collections.abc import AsyncIterator, Iterator
 from typing import Self
 
-from orchestrator.clock import NS_PER_S, now_ns, seconds
+from orchestrator.clock import NS_PER_S, now_ns
 from orchestrator.journal import Journal, Lines
 from orchestrator.judge.level import decided_early, judge_level
 from orchestrator.judge.search import Measure
@@ -117,25 +117,22 @@ class Bench:
         mean_ms = nearest.stats.e2e_ms.mean or 0.0
         return mean_ms / 1000 * max(1.0, concurrency / nearest.run.spec.concurrency)
 
-    def spec(self, step: Measure, deadline_ns: int | None, position: int) -> LevelSpec:
-        """The level that a step of the search asks for, under the plan's rules and what is left of its time."""
+    def spec(self, step: Measure, position: int) -> LevelSpec:
+        """The level that a step of the search asks for, under the plan's rules."""
         ramp = self._plan.ramp
         concurrency = step.concurrency
         expected = self._expected_e2e_s(concurrency)
         ramp_seconds = max(2 * expected, 10.0) if ramp.ramp_seconds is None else ramp.ramp_seconds
-        longest = ramp.max_seconds
-        if deadline_ns is not None:
-            longest = min(longest, max(1.0, seconds(deadline_ns - now_ns())))
         return LevelSpec(
             concurrency=concurrency,
             purpose=step.purpose,
             seed=level_seed(self._plan.seed, self._cell.workload.name, concurrency, step.purpose, position),
             requests=-(-max(ramp.requests, ramp.requests_per_user * concurrency) // 10) * 10,
             min_seconds=ramp.min_seconds,
-            max_seconds=longest,
+            max_seconds=ramp.max_seconds,
             ramp_seconds=0.0 if concurrency == 1 else ramp_seconds,
             warmup_generations=ramp.warmup_generations,
-            warmup_seconds=min(2 * expected, longest / 4),
+            warmup_seconds=min(2 * expected, ramp.max_seconds / 4),
             filler_seconds=max(3 * expected, ramp.filler_seconds),
             deadline_seconds=ramp.deadline_seconds,
         )
@@ -172,6 +169,7 @@ class Bench:
                 measured=_remember(self._draws(spec, "measured"), demanded),
                 other=self._draws(spec, "other"),
                 send=self._sender.send,
+                prepare=self._sender.prepare,
                 on_record=on_record,
                 stop_early=stop_early,
                 abort=abort,

@@ -46,7 +46,8 @@ class Fact(NamedTuple):
     """Factor to the base unit; None = text."""
     over: Literal["ranks", "parts"] = "ranks"
     """Several ranks: the largest counts, as on one card, and the sum of bytes is told beside it. Several parts
-    (buffers, devices): their sum counts. Of one rank or part, the last line counts: engines size their memory in two passes."""
+    (buffers, devices): their sum counts. Of one rank or part, the last line counts: engines size their memory in
+    two passes."""
 
 
 def facts_of(lines: Sequence[str], table: Iterable[Fact]) -> dict[str, float | str]:

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.clock import now_ns, seconds
+from orchestrator.clock import NS_PER_S, now_ns, seconds
 from orchestrator.metrics import percentile, ttft_ns
 from orchestrator.plan import Cell, Plan
 from orchestrator.progress import Progress
@@ -106,6 +106,9 @@ class Quiet:
 class Plain(Quiet):
     """One line for every thing that happened, to stderr."""
 
+    def __init__(self) -> None:
+        self._said_ns = now_ns()
+
     def _say(self, text: str) -> None:
         click.echo(text, err=True)
 
@@ -114,16 +117,21 @@ class Plain(Quiet):
         self._say(f"{'resuming' if resumed else 'measuring'} {len(cells)} cells, about {duration(expected)}")
 
     def cell_started(self, cell: Cell, attempt: int) -> None:
+        self._said_ns = now_ns()
         self._say(f"[{cell.id}] starting" + (f" (attempt {attempt})" if attempt > 1 else ""))
 
     def server_says(self, text: str) -> None:
-        self._say(f"  {text}")
+        """One line in ten seconds: enough to see that a long start or a pull goes on."""
+        if now_ns() - self._said_ns >= 10 * NS_PER_S:
+            self._said_ns = now_ns()
+            self._say(f"  {text}")
 
     def server_ready(self, server: ServerRecord) -> None:
         self._say(f"  ready in {duration(server.ready_s or 0)} at {server.base_url}")
 
     def level_started(self, cell: Cell, spec: LevelSpec, expected_s: float) -> None:
-        self._say(f"  {spec.purpose} c={spec.concurrency}: about {duration(expected_s)}")
+        about = f": about {duration(expected_s)}" if expected_s else ""
+        self._say(f"  {spec.purpose} c={spec.concurrency}{about}")
 
     def level_committed(self, cell: Cell, commit: LevelCommitted) -> None:
         self._say(f"  {level_line(commit)}")
@@ -174,6 +182,7 @@ class LivePanel(Plain):
     """Plain lines that scroll away, and beneath them a panel of the level under measurement."""
 
     def __init__(self, live: Live) -> None:
+        super().__init__()
         self._live = live
         self._started_ns = now_ns()
         self._expected_s = 0.0

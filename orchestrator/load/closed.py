@@ -74,7 +74,7 @@ class _Level:
         return seq
 
     def finish(self, record: RequestRecord) -> None:
-        self._count(-1, now_ns())
+        self._count(-1, record.end_ns)  # not now: reading the answer is no load
         self.completed += 1
         self.records.append(record)
         if record.phase == "measured":
@@ -110,13 +110,14 @@ async def run_closed(
     measured: Iterator[Request],
     other: Iterator[Request],
     send: Send,
+    prepare: Callable[[Request], bytes],
     on_record: Callable[[RequestRecord], None],
     stop_early: Callable[[RequestRecord], str | None] = never,
     abort: asyncio.Future[str] | None = None,
 ) -> LevelRun:
     """Run one level. `measured` yields its measured requests, `other` those of ramp, warm-up and filler.
 
-    `stop_early` is asked after each measured record: a reason ends the level. `abort` ends it at once, with what is in
+    `stop_early` is asked after each measured record: a reason ends the level. `prepare` makes a body before its issue.
     flight recorded as cancelled. What `on_record` raises ends the level and is raised.
     """
     level = _Level(spec)
@@ -133,8 +134,9 @@ async def run_closed(
         while not level.over.is_set():
             phase = level.phase()
             request = next(measured if phase == "measured" else other)
+            body = prepare(request)
             seq = level.issue(phase, now_ns())
-            record = await send(request, seq=seq, phase=phase, due_ns=due_ns, user=number)
+            record = await send(request, seq=seq, phase=phase, due_ns=due_ns, user=number, body=body)
             finished(record)
             due_ns = record.end_ns
 

@@ -61,6 +61,33 @@ class StampedReader:
         return data, mono - age, True
 
 
+class StampsKept:
+    """Keeps the kernel's stamping switched on. The kernel switches it on for all with the first socket that asks, but a
+    moment later: without this the first answers of a run would have no stamp."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        if sys.platform == "linux" and _enable(self._socket):
+            self._await_first()
+
+    def _await_first(self) -> None:
+        """Send ourselves datagrams until one comes back stamped: that is the only way to see it; 50 ms at most."""
+        self._socket.bind(("127.0.0.1", 0))
+        self._socket.settimeout(0.01)
+        give_up_ns = now_ns() + 50_000_000
+        while now_ns() < give_up_ns:
+            try:
+                self._socket.sendto(b"?", self._socket.getsockname())
+                _, ancillary, _, _ = self._socket.recvmsg(1, _SPACE)
+            except OSError:  # no loopback, or nothing came: the records will say which stamps they have
+                return
+            if ancillary:
+                return
+
+    def close(self) -> None:
+        self._socket.close()
+
+
 def _enable(sock: socket.socket) -> bool:
     if sys.platform != "linux" or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return False

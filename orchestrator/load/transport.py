@@ -20,7 +20,7 @@ import msgspec
 
 from orchestrator.clock import NS_PER_S, now_ns
 from orchestrator.load.http1 import Arrivals, ProtocolError, ResponseParser
-from orchestrator.load.stamps import StampedReader
+from orchestrator.load.stamps import StampedReader, StampsKept
 from orchestrator.records import FailureKind
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
@@ -278,6 +278,7 @@ class StampingTransport(httpx.AsyncBaseTransport):
         self._unix_socket = unix_socket
         self._kernel_stamps = kernel_stamps
         self._max_body_bytes = max_body_bytes
+        self._stamps = StampsKept() if kernel_stamps else None
         self._idle: dict[_Origin, list[_Connection]] = {}
         self._addresses: dict[tuple[str, int], tuple[socket.AddressFamily, object]] = {}
 
@@ -388,6 +389,8 @@ class StampingTransport(httpx.AsyncBaseTransport):
             for connection in idle:
                 connection.close()
         self._idle.clear()
+        if self._stamps is not None:
+            self._stamps.close()
 
 
 def arrivals_of(response: httpx.Response) -> Arrivals | None:

@@ -30,7 +30,14 @@ class Send(Protocol):
     """Sends one request and returns what became of it. A failed request is data: it never raises for one."""
 
     async def __call__(
-        self, request: Request, *, seq: int, phase: Phase, due_ns: int, user: int | None = None
+        self,
+        request: Request,
+        *,
+        seq: int,
+        phase: Phase,
+        due_ns: int,
+        user: int | None = None,
+        body: bytes | None = None,
     ) -> RequestRecord: ...
 
 
@@ -79,17 +86,30 @@ class Sender:
     async def __aexit__(self, *_: object) -> None:
         await self._transport.aclose()
 
+    def prepare(self, request: Request) -> bytes:
+        """The body of a request, made before its time has come."""
+        return _encode(self._wire.body(self._prompt(request), request.output_tokens, self._model))
+
     async def send(
-        self, request: Request, *, seq: int, phase: Phase, due_ns: int, user: int | None = None
+        self,
+        request: Request,
+        *,
+        seq: int,
+        phase: Phase,
+        due_ns: int,
+        user: int | None = None,
+        body: bytes | None = None,
     ) -> RequestRecord:
-        """Send and wait for the end. A cancelled request gives its record too (kind ``cancelled``)."""
+        """Send and wait for the end. A cancelled request gives its record too (kind ``cancelled``).
+
+        `body`: what `prepare` gave; made now if it is not given.
+        """
         request_id = f"{self._prefix}-{seq}"
-        body = _encode(self._wire.body(self._prompt(request), request.output_tokens, self._model))
         message = httpx.Request(
             "POST",
             self._url,
             headers={**self._headers, "x-request-id": request_id},
-            content=body,
+            content=self.prepare(request) if not body else body,
             extensions={"limits": self._limits},
         )
         sent_ns = now_ns()

@@ -8,7 +8,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -25,8 +25,8 @@ seed = 7
 id = "{model}"
 context_tokens = 512
 [slo]
-ttft_ms = 300
-tpot_ms = 100
+ttft_ms = 400
+tpot_ms = 80
 [[deployment]]
 name = "fake"
 stack = "llamacpp"
@@ -36,10 +36,10 @@ max_concurrency = 64
 [[workload]]
 name = "w"
 prompt_tokens = 8
-output_tokens = 4
+output_tokens = 16
 [ramp]
 max = {most}
-requests = 10
+requests = 20
 requests_per_user = {per_user}
 min_seconds = 0
 max_seconds = 60
@@ -48,7 +48,7 @@ warmup_generations = 1
 filler_seconds = 1
 confirm = {confirm}
 """
-"""The engine is fast (10 ms, 5 ms) up to its capacity and slow (600 ms, 250 ms) beyond it."""
+"""The engine is fast (50 ms, 10 ms) up to its capacity and slow (800 ms, 120 ms) beyond it."""
 
 
 def write_plan(folder: Path, *, capacity: int, most: int, per_user: int, confirm: int) -> Path:
@@ -88,7 +88,7 @@ def test_a_known_capacity_is_found_within_ten_percent(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[tuple[str, int, str]], float]]:
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[str, int, str]], float]:
     """(folder of the plan, levels of a run that nobody disturbed, its length in s)."""
     folder = tmp_path_factory.mktemp("kill")
     plan = write_plan(folder, capacity=3, most=8, per_user=2, confirm=1)
@@ -96,7 +96,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, l
     subprocess.run(loadproof("run", plan, "--out", out, "--quiet"), check=True, capture_output=True)
     events = read_events(out)
     length_s = (events[-1].at_ns - events[0].at_ns) / 1e9
-    yield folder, levels(out), length_s
+    return folder, levels(out), length_s
 
 
 @pytest.mark.slow
@@ -108,11 +108,8 @@ def test_killed_at_any_moment_and_resumed_it_gives_the_same(
     assert len(expected) >= 4
     out = folder / f"killed-{moment}"
     after_s = 0.6 + random.Random(moment).random() * length_s
-    process = subprocess.Popen(
-        loadproof("run", folder / "plan.toml", "--out", out, "--quiet"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
+    command = loadproof("run", folder / "plan.toml", "--out", out, "--quiet")
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
         process.wait(after_s)
     except subprocess.TimeoutExpired:

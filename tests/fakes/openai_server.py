@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-FAST = (0.01, 0.005)
-SLOW = (0.6, 0.25)
+FAST = (0.05, 0.01)
+SLOW = (0.8, 0.12)
 """Seconds to the first token, and between two."""
 
 

@@ -42,7 +42,7 @@ def request(seq: int, output_tokens: int = 8) -> Request:
 
 def sender(url: str, mode: str = "ok", **limits: float) -> Sender:
     maker = PromptMaker(form="token_ids", vocab_size=1000)
-    given = RequestLimits(**limits)  # type: ignore[arg-type]
+    given = RequestLimits(**limits)
     return Sender(
         base_url=url, wire=WIRE, model="fake", prompt=maker.prompt, headers={"x-fake-mode": mode}, limits=given
     )
@@ -118,6 +118,7 @@ async def run_level(url: str, spec: LevelSpec, **options: object) -> tuple[Level
             measured=map(request, itertools.count()),
             other=map(request, itertools.count(10_000)),
             send=sending.send,
+            prepare=sending.prepare,
             on_record=records.append,
             **options,  # type: ignore[arg-type]
         )
