@@ -109,7 +109,7 @@ class Sender:
             "POST",
             self._url,
             headers={**self._headers, "x-request-id": request_id},
-            content=self.prepare(request) if not body else body,
+            content=body or self.prepare(request),
             extensions={"limits": self._limits},
         )
         sent_ns = now_ns()
