@@ -38,6 +38,7 @@ name = "w"
 prompt_tokens = 8
 output_tokens = 16
 [ramp]
+start = {start}
 max = {most}
 requests = 20
 requests_per_user = {per_user}
@@ -46,16 +47,16 @@ max_seconds = 60
 ramp_seconds = 0.1
 warmup_generations = 1
 filler_seconds = 1
-confirm = {confirm}
+confirm = 1
 """
-"""The engine is fast (50 ms, 10 ms) up to its capacity and slow (800 ms, 120 ms) beyond it."""
+"""The engine is fast (20 ms, 4 ms) up to its capacity and slow (500 ms, 100 ms) beyond it."""
 
 
-def write_plan(folder: Path, *, capacity: int, most: int, per_user: int, confirm: int) -> Path:
+def write_plan(folder: Path, *, capacity: int, start: int, most: int, per_user: int) -> Path:
     model = folder / "model.gguf"
     model.write_bytes(b"GGUF, if anybody asks")
     plan = folder / "plan.toml"
-    settings: Mapping[str, object] = {"capacity": capacity, "most": most, "per_user": per_user, "confirm": confirm}
+    settings: Mapping[str, object] = {"capacity": capacity, "start": start, "most": most, "per_user": per_user}
     plan.write_text(PLAN.format(python=sys.executable, server=SERVER, model=model, **settings))
     return plan
 
@@ -73,12 +74,12 @@ def levels(run: Path) -> list[tuple[str, int, str]]:
 
 
 def test_a_known_capacity_is_found_within_ten_percent(tmp_path: Path) -> None:
-    plan = write_plan(tmp_path, capacity=24, most=64, per_user=3, confirm=1)
+    plan = write_plan(tmp_path, capacity=24, start=4, most=64, per_user=3)
     out = tmp_path / "run"
     done = subprocess.run(loadproof("run", plan, "--out", out), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     measured = levels(out)
-    assert len(measured) >= 8, "bracket, bisection and both confirmations"
+    assert len(measured) >= 7, "bracket, bisection and both confirmations"
     result = json.loads((out / "result.json").read_bytes())
     (cell,) = result["cells"]
     assert 22 <= cell["verdict"]["c_ok"] <= 24
@@ -91,7 +92,7 @@ def test_a_known_capacity_is_found_within_ten_percent(tmp_path: Path) -> None:
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[str, int, str]], float]:
     """(folder of the plan, levels of a run that nobody disturbed, its length in s)."""
     folder = tmp_path_factory.mktemp("kill")
-    plan = write_plan(folder, capacity=3, most=8, per_user=2, confirm=1)
+    plan = write_plan(folder, capacity=3, start=2, most=8, per_user=2)
     out = folder / "unbroken"
     subprocess.run(loadproof("run", plan, "--out", out, "--quiet"), check=True, capture_output=True)
     events = read_events(out)

@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-FAST = (0.05, 0.01)
-SLOW = (0.8, 0.12)
+FAST = (0.02, 0.004)
+SLOW = (0.5, 0.1)
 """Seconds to the first token, and between two."""
 
 
