@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test lint format bench-client bench-memory build clean
+.PHONY: demo test lint format bench-memory build clean
 
 demo: $(VENV)/.demo            ## the main job on this machine: real llama.cpp, three weight formats, a report
 	$(BIN)/loadproof demo $(ARGS)
@@ -23,11 +23,8 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench-client: $(VENV)/.dev     ## how true and how light the client's clock is
-	$(BIN)/python benchmarks/client.py $(ARGS)
-
 bench-memory: $(VENV)/.dev     ## the predicted memory bill against public measurements
-	$(BIN)/python benchmarks/memory.py $(ARGS)
+	$(BIN)/python -m benchmarks.memory $(ARGS)
 
 build: $(VENV)/.dev            ## wheel and sdist into dist/
 	$(BIN)/python -m build
