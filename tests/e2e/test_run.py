@@ -101,7 +101,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", range(20))
+@pytest.mark.parametrize("moment", range(5))
 def test_killed_at_any_moment_and_resumed_it_gives_the_same(
     unbroken: tuple[Path, list[tuple[str, int, str]], float], moment: int
 ) -> None:
