@@ -18,11 +18,13 @@ from orchestrator.records import AskedCell
 from reports.charts import bill_chart
 from reports.figures import NONE, change, count, latency, percent, significant, size
 from reports.result import Bill, CellResult, LevelResult
-from reports.sections.decision import percentile_text
+from reports.sections.decision import broke_at, percentile_text
 from stacks.memory.formats import find_weight_format
 from stacks.memory.models import UnknownFactError
 
 _UNCHANGED = 0.05
+_LEAST = {"p50": 6, "p95": 59}
+"""Independent requests from which METHOD.md lets a percentile be printed; never fewer are compared."""
 _FORMAT = re.compile(
     r"(?<![a-z0-9])(i?q[2-8]_[a-z0-9_]+|bf16|f(?:p)?(?:16|32|8|4)|awq|gptq|int[48]|nf4|nvfp4|mxfp4|w4a16|w8a8|w8a16)(?![a-z0-9])",
     re.IGNORECASE,
@@ -188,16 +190,25 @@ def _chart(columns: Sequence[Column]) -> tuple[Markup | None, tuple[str, ...]]:
 
 
 def common_level(cells: Sequence[CellResult]) -> list[LevelResult] | None:
-    """The highest concurrency that every cell measured validly, as one level each; None if there is none."""
-    latest = [{level.concurrency: level for level in cell.levels if level.verdict.valid} for cell in cells]
+    """The highest concurrency that every cell measured validly and with enough requests, as one level each; None if
+    there is none."""
+    latest = [
+        {v.concurrency: v for v in cell.levels if v.verdict.valid and v.stats.offered >= _LEAST["p50"]}
+        for cell in cells
+    ]
     shared = set.intersection(*(set(levels) for levels in latest)) if latest else set()
     return [levels[max(shared)] for levels in latest] if shared else None
+
+
+def _percentile(levels: Sequence[LevelResult]) -> str:
+    """The highest percentile that the requests of all levels carry."""
+    return "p95" if min(level.stats.offered for level in levels) >= _LEAST["p95"] else "p50"
 
 
 def _served_rows(columns: Sequence[Column], workload: str) -> tuple[Row, ...]:
     cells = [column.cells.get(workload) for column in columns]
     holds = [cell.verdict.c_ok if cell else None for cell in cells]
-    breaks = [cell.verdict.c_bad if cell else None for cell in cells]
+    breaks = [broke_at(cell) if cell else None for cell in cells]
     rows = []
     if any(value is not None for value in breaks):
         rows = [
@@ -215,10 +226,12 @@ def _equal_rows(levels: Sequence[LevelResult]) -> list[Row]:
     """Latency and throughput at equal concurrency."""
     at = f"at {levels[0].concurrency:,} user{'' if levels[0].concurrency == 1 else 's'}"
     rows = []
-    for name, term in (("TTFT p95", "ttft"), ("TPOT p95", "tpot")):
+    rank = _percentile(levels)
+    for name, term in (("TTFT", "ttft"), ("TPOT", "tpot")):
         found = [getattr(level.stats, f"{term}_ms") for level in levels]
-        texts = tuple(percentile_text(percentiles, percentiles.p95) for percentiles in found)
-        rows.append(Row(f"{name} {at}", term, texts, _changed(found[-1].p95, found[0].p95)))
+        values = [getattr(percentiles, rank) for percentiles in found]
+        texts = tuple(percentile_text(percentiles, value) for percentiles, value in zip(found, values, strict=True))
+        rows.append(Row(f"{name} {rank} {at}", term, texts, _changed(values[-1], values[0])))
     rates = [level.stats.output_tokens_per_s for level in levels]
     texts = tuple(f"{significant(rate)} tok/s" if rate is not None else NONE for rate in rates)
     rows.append(Row(f"Output {at}", "throughput", texts, _changed(rates[-1], rates[0])))
@@ -270,7 +283,7 @@ def _sort_memory(name: str, new: int | None, old: int | None, bought: list[str],
 def _sort_served(workload: str, small: CellResult, large: CellResult, bought: list[str], not_bought: list[str]) -> None:
     """Concurrency and latency under one workload, each on its side."""
     new, old = small.verdict.c_ok, large.verdict.c_ok
-    searched = small.verdict.c_bad is not None or large.verdict.c_bad is not None
+    searched = broke_at(small) is not None or broke_at(large) is not None
     if searched and new is not None and old is not None:
         words = f"{workload}: holds {new:,} users against {old:,}"
         (bought if new > old else not_bought).append(f"{words} ({change(new, old)})." if new != old else f"{words}.")
@@ -278,13 +291,14 @@ def _sort_served(workload: str, small: CellResult, large: CellResult, bought: li
     if levels is None:
         return
     users = f"{levels[0].concurrency:,} user{'' if levels[0].concurrency == 1 else 's'}"
+    rank = _percentile(levels)
     better: list[str] = []
     worse: list[str] = []
     for name, term in (("TTFT", "ttft"), ("TPOT", "tpot")):
-        after, before = (getattr(level.stats, f"{term}_ms").p95 for level in levels)
+        after, before = (getattr(getattr(level.stats, f"{term}_ms"), rank) for level in levels)
         if after is None or not before:
             continue
-        words = f"{name} p95 {latency(after)} against {latency(before)} ({change(after, before)})"
+        words = f"{name} {rank} {latency(after)} against {latency(before)} ({change(after, before)})"
         (better if after < before * (1 - _UNCHANGED) else worse).append(words)
     for side, words_of in ((bought, better), (not_bought, worse)):
         if words_of:

@@ -11,6 +11,9 @@ from orchestrator.records import Slo
 from reports.charts import Curve, Mark, concurrency_chart
 from reports.figures import significant
 from reports.result import CellResult, LevelResult, Result
+from reports.sections.decision import broke_at
+
+_ENGINE_FIGURES = ("waiting_mean", "kv_use_max", "preemptions")
 
 
 class Picture(NamedTuple):
@@ -41,6 +44,8 @@ class Ladder(NamedTuple):
     """(name, colour slot) of the deployments that have levels."""
     pictures: tuple[Picture, ...]
     lines: tuple[Line, ...]
+    reported: frozenset[str]
+    """Which of the engine's own figures any of its levels has: names of `LevelStats`."""
 
 
 class _Quantity(NamedTuple):
@@ -93,6 +98,9 @@ def _ladder(workload: str, cells: Sequence[CellResult], colours: Mapping[str, in
         deployments=tuple((cell.asked.deployment, colours[cell.asked.deployment]) for cell in cells),
         pictures=tuple(_picture(quantity, cells, colours) for quantity in _quantities(slo)) if several else (),
         lines=tuple(lines),
+        reported=frozenset(
+            name for name in _ENGINE_FIGURES if any(getattr(line.level.stats, name) is not None for line in lines)
+        ),
     )
 
 
@@ -142,7 +150,7 @@ def _curve(cell: CellResult, slot: int, quantity: _Quantity) -> Curve:
             continue
         on_line = latest.get(level.concurrency) == level.level
         marks.append(Mark(level.concurrency, value, word(level), on_line))
-    ok, bad = cell.verdict.c_ok, cell.verdict.c_bad
+    ok, bad = cell.verdict.c_ok, broke_at(cell)
     return Curve(tuple(marks), (ok, bad) if ok is not None and bad is not None else None, slot)
 
 

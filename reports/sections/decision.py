@@ -143,17 +143,30 @@ def _break(cell: CellResult) -> LevelResult | None:
     return next((level for level in cell.levels if level.level == cell.verdict.break_level), None)
 
 
+def broke_at(cell: CellResult) -> int | None:
+    """Users at which it was shown to break; None also where the level above the last that held was not decided."""
+    level = _break(cell)
+    return level.concurrency if level is not None and level.verdict.verdict == "FAIL" else None
+
+
+def _undecided_at(cell: CellResult) -> int | None:
+    """Users of the level above the last that held, if its requests did not decide it."""
+    return cell.verdict.c_bad if broke_at(cell) is None else None
+
+
 def _users(number: int) -> str:
     return f"{number:,} concurrent user{'' if number == 1 else 's'}"
 
 
 def headline(cell: CellResult) -> str:
     """What happened, in one line."""
-    ok, bad = cell.verdict.c_ok, cell.verdict.c_bad
+    ok, bad, undecided = cell.verdict.c_ok, broke_at(cell), _undecided_at(cell)
     if cell.outcome == "not started":
         return "Not measured: the run ended before it."
     if ok is not None and bad is not None:
         return f"Holds {_users(ok)}, breaks at {bad:,}."
+    if undecided is not None:
+        return f"{'Nothing' if ok is None else _users(ok)} held; {_users(undecided)} could not be decided."
     if ok is not None and _is_fixed(cell):
         return f"Holds {_users(ok)}, the most that was asked."
     if ok is not None:
@@ -171,8 +184,10 @@ def _is_fixed(cell: CellResult) -> bool:
 
 
 def _breaks(cell: CellResult) -> str:
+    if (bad := broke_at(cell)) is not None:
+        return count(bad)
     if cell.verdict.c_bad is not None:
-        return count(cell.verdict.c_bad)
+        return "undecided"
     if cell.verdict.c_ok is None:
         return NONE
     return "not tried" if _is_fixed(cell) else "not found"
@@ -192,8 +207,8 @@ def _configure(cell: CellResult) -> str:
     ok = cell.verdict.c_ok
     if ok is None:
         return ""
-    if cell.verdict.c_bad is None:
-        return f"Nothing above {_users(ok)} was measured: this is no ground to admit more."
+    if broke_at(cell) is None:
+        return f"Nothing above {_users(ok)} was shown to hold: this is no ground to admit more."
     words = f"Set the concurrency limit of the server or gateway to {ok:,}."
     if cell.verdict.c_sign is not None:
         words += f" Plan for at most {_users(cell.verdict.c_sign)}."
@@ -202,9 +217,13 @@ def _configure(cell: CellResult) -> str:
 
 def _why(cell: CellResult) -> str:
     """What limits the cell, with the evidence."""
-    verdict = cell.verdict
-    if verdict.c_bad is None:
+    verdict, level = cell.verdict, _break(cell)
+    if level is None:
         return ""
+    if level.verdict.verdict == "UNDECIDED":
+        notes = (c.note for c in level.verdict.criteria if c.binding and c.verdict == "UNDECIDED" and c.note)
+        note = next(notes, None)
+        return f"At {_users(level.concurrency)}: {note}." if note else ""
     return " ".join([f"What limits: {verdict.limiter}.", *verdict.evidence])
 
 

@@ -34,7 +34,7 @@ TERMS: tuple[Term, ...] = (
         "p95",
         "p50, p95",
         "Nearest-rank percentiles over all measured requests of a level. A failed request counts as infinitely slow: "
-        "with more than 5 % of failures p95 has no value.",
+        "with more than 5 % of failures p95 has no value. Under 59 requests p95 rests on the slowest few.",
     ),
     Term("slo", "SLO", "The limits that a request must keep to be good, and the share of requests that must be good."),
     Term(

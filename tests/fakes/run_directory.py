@@ -71,6 +71,8 @@ class FakeCell:
     source: str = "tree"
     facts: Mapping[str, float | str] = field(default_factory=dict)
     rules: SearchRules = field(default_factory=lambda: SearchRules(maximum=64))
+    requests: int = 60
+    """Least measured requests of a level."""
     loop_lag_ms: Callable[[int], float] = lambda c: 0.4
     dies_at: int | None = None
     """Concurrency at which the server is killed for its memory."""
@@ -221,7 +223,7 @@ def _climb(writer: _Writer, cell: FakeCell, attempt: int, history: list[Outcome]
         for sample in _idle(cell, writer):
             samples.append(sample)
         while isinstance(step := next_step(history, cell.rules), Measure):
-            spec = _spec(step, len(history))
+            spec = _spec(cell, step, len(history))
             if cell.levels is not None and len(history) >= cell.levels and cell.note is not None:
                 return "cut"
             writer.journal.append(
@@ -241,12 +243,12 @@ def _climb(writer: _Writer, cell: FakeCell, attempt: int, history: list[Outcome]
         samples.close()
 
 
-def _spec(step: Measure, position: int) -> LevelSpec:
+def _spec(cell: FakeCell, step: Measure, position: int) -> LevelSpec:
     return LevelSpec(
         concurrency=step.concurrency,
         purpose=step.purpose,
         seed=1000 + position,
-        requests=max(60, 10 * step.concurrency),
+        requests=max(cell.requests, 10 * step.concurrency if cell.requests >= 60 else 0),
         min_seconds=1.0,
         max_seconds=600.0,
         ramp_seconds=0.0,

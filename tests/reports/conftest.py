@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from fakes.run_directory import MIB, FakeCell, asked_cell, build_run
 
 from orchestrator.judge.search import SearchRules
 from orchestrator.records import ServerFailure
+from reports.html import write_report
 
 SMALL = SearchRules(start=2, maximum=16, confirm=1, precision=0.2)
 
@@ -54,6 +57,23 @@ def format_cells() -> list[FakeCell]:
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="session")
+def written(runs: Path) -> Callable[[Path], Path]:
+    """Writes the report of a run directory beside the runs, once for all tests that only look at it."""
+
+    @functools.cache
+    def write(run: Path) -> Path:
+        return write_report(run, runs / f"{run.name}.html")
+
+    return write
+
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest, written: Callable[[Path], Path]) -> Path:
+    """The report of the run directory that the (indirect) parameter names."""
+    return written(request.getfixturevalue(request.param))
 
 
 @pytest.fixture(scope="session")

@@ -22,12 +22,6 @@ def browser(chromium: str) -> Iterator[Page]:
         yield page
 
 
-@pytest.fixture
-def report(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    run: Path = request.getfixturevalue(request.param)
-    return write_report(run, tmp_path / "report.html")
-
-
 @pytest.mark.parametrize("report", KINDS, indirect=True)
 def test_no_request_and_nothing_to_complain_of(browser: Page, report: Path) -> None:
     browser.open(report, 1280)
@@ -42,9 +36,7 @@ def test_no_request_and_nothing_to_complain_of(browser: Page, report: Path) -> N
 def test_nothing_hangs_over_the_side(browser: Page, report: Path, width: int) -> None:
     browser.open(report, width)
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
-    wide = "[...document.querySelectorAll('main table')].filter(t => t.scrollWidth > innerWidth).length"
     inside = "[...document.querySelectorAll('main table')].every(t => t.closest('.scroll, .card'))"
-    assert browser.evaluate(wide) >= 0
     assert browser.evaluate(inside)
 
 
@@ -92,8 +84,9 @@ def test_no_hostile_string_runs_or_leaves_its_element(browser: Page, tmp_path: P
     assert browser.evaluate(f"document.querySelector('h1').textContent.startsWith('{shown}')")
 
 
-def test_a_picture_has_the_width_that_was_asked(browser: Page, one: Path, tmp_path: Path) -> None:
-    browser.open(write_report(one, tmp_path / "report.html"), 390)
+@pytest.mark.parametrize("report", ["one"], indirect=True)
+def test_a_picture_has_the_width_that_was_asked(browser: Page, report: Path) -> None:
+    browser.open(report, 390)
     picture = browser.screenshot()
     width, height = struct.unpack(">II", picture[16:24])
     assert (width, height > 2000) == (390, True)

@@ -49,9 +49,8 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def page(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    run: Path = request.getfixturevalue(request.param)
-    return write_report(run, tmp_path / "report.html").read_text(encoding="utf-8")
+def page(report: Path) -> str:
+    return report.read_text(encoding="utf-8")
 
 
 def without_drawings(text: str) -> str:
@@ -61,14 +60,13 @@ def without_drawings(text: str) -> str:
     )
 
 
-@pytest.mark.parametrize("name", ["failures", "interrupted"])
-def test_golden(request: pytest.FixtureRequest, name: str, tmp_path: Path, update: bool) -> None:
-    run: Path = request.getfixturevalue(name)
-    page = without_drawings(write_report(run, tmp_path / "report.html").read_text(encoding="utf-8"))
-    golden = GOLDEN / f"{name}.html"
+@pytest.mark.parametrize("report", ["failures", "interrupted"], indirect=True)
+def test_golden(report: Path, page: str, update: bool) -> None:
+    found = without_drawings(page)
+    golden = GOLDEN / report.name
     if update:
-        golden.write_text(page, encoding="utf-8")
-    assert page == golden.read_text(encoding="utf-8"), "run pytest with --update and look at the difference"
+        golden.write_text(found, encoding="utf-8")
+    assert found == golden.read_text(encoding="utf-8"), "run pytest with --update and look at the difference"
 
 
 def test_the_same_bytes_for_the_same_run(one: Path, tmp_path: Path) -> None:
@@ -83,7 +81,7 @@ def test_the_same_bytes_for_the_same_run(one: Path, tmp_path: Path) -> None:
     assert write_report(root).read_bytes() == data
 
 
-@pytest.mark.parametrize("page", KINDS, indirect=True)
+@pytest.mark.parametrize("report", KINDS, indirect=True)
 def test_one_self_contained_file_without_scripts(page: str) -> None:
     found = Page(page)
     tags = {tag for tag, _ in found.elements}
@@ -97,7 +95,7 @@ def test_one_self_contained_file_without_scripts(page: str) -> None:
     assert not re.search(r"url\(|@import|@font-face", page)
 
 
-@pytest.mark.parametrize("page", ["one"], indirect=True)
+@pytest.mark.parametrize("report", ["one"], indirect=True)
 def test_the_policy_allows_the_one_style_sheet_and_nothing_else(page: str) -> None:
     policy = next(m["content"] for m in Page(page).all("meta") if m.get("http-equiv") == "Content-Security-Policy")
     style = re.search(r"<style>(.*?)</style>", page, re.DOTALL)
@@ -109,7 +107,7 @@ def test_the_policy_allows_the_one_style_sheet_and_nothing_else(page: str) -> No
     assert "unsafe" not in policy
 
 
-@pytest.mark.parametrize("page", KINDS, indirect=True)
+@pytest.mark.parametrize("report", KINDS, indirect=True)
 def test_links_lead_somewhere_and_names_are_unique(page: str) -> None:
     found = Page(page)
     ids = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
@@ -121,7 +119,7 @@ def test_links_lead_somewhere_and_names_are_unique(page: str) -> None:
         assert attributes.get("aria-labelledby", ids[0]) in ids
 
 
-@pytest.mark.parametrize("page", KINDS, indirect=True)
+@pytest.mark.parametrize("report", KINDS, indirect=True)
 def test_it_can_be_heard(page: str) -> None:
     found = Page(page)
     assert found.all("html") == [{"lang": "en"}]
@@ -135,7 +133,7 @@ def test_it_can_be_heard(page: str) -> None:
     assert all(after - before <= 1 for before, after in pairwise(headings))
 
 
-@pytest.mark.parametrize("page", ["twelve"], indirect=True)
+@pytest.mark.parametrize("report", ["twelve"], indirect=True)
 def test_the_decision_comes_first_and_the_parts_follow(page: str) -> None:
     titles = re.findall(r"<h2 [^>]*>([^<]+)</h2>", page)
     assert titles == [
@@ -152,13 +150,13 @@ def test_the_decision_comes_first_and_the_parts_follow(page: str) -> None:
     assert "No GPU was used" in page
 
 
-@pytest.mark.parametrize("page", ["interrupted"], indirect=True)
+@pytest.mark.parametrize("report", ["interrupted"], indirect=True)
 def test_an_interrupted_run_says_so_at_the_top(page: str) -> None:
     assert "This run was interrupted." in page.split("<main>")[0]
     assert "Not measured: the run ended before it." in page
 
 
-@pytest.mark.parametrize("page", ["failures"], indirect=True)
+@pytest.mark.parametrize("report", ["failures"], indirect=True)
 def test_failures_show_class_remedy_evidence_and_log(page: str) -> None:
     text = Page(page).text
     assert "oom-weights" in text

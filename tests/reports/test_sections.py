@@ -62,6 +62,17 @@ def test_a_cell_that_breaks_at_once(tmp_path: Path) -> None:
     assert (card.word, card.span, card.configure) == ("REFUSED", "none \u2192 2", "")
 
 
+def test_too_few_requests_are_no_break(tmp_path: Path) -> None:
+    cell = FakeCell(asked_cell("short", "w"), requests=10, rules=SearchRules(start=2, maximum=4, confirm=0))
+    found = read(build_run(tmp_path / "run", [cell]))
+    assert [breaks.word(level) for level in found.cells[0].levels] == ["UNDECIDED"]
+    (card,) = decision.cards(found)
+    assert card.headline == "Nothing held; 2 concurrent users could not be decided."
+    assert (card.span, card.breaks) == ("none \u2192 undecided", "undecided")
+    assert card.why.startswith("At 2 concurrent users: 10 measured requests, ")
+    assert decision.broke_at(found.cells[0]) is None
+
+
 def test_the_overview_has_a_place_for_every_cell(twelve_result: Result) -> None:
     cards = decision.cards(twelve_result)
     matrix = decision.matrix(cards)
@@ -123,6 +134,16 @@ def test_latency_is_compared_at_equal_concurrency_only(twelve_result: Result) ->
     other = msgspec.structs.replace(cells[1], levels=cells[1].levels[-1:])
     assert alone.levels[0].concurrency != other.levels[0].concurrency
     assert bought.common_level([alone, other]) is None
+
+
+def test_few_requests_are_compared_by_their_median(tmp_path: Path) -> None:
+    cells = [
+        FakeCell(asked_cell(name, "w", quantization=name), requests=requests, rules=SearchRules(levels=(1,)))
+        for name, requests in (("awq", 20), ("fp16", 60))
+    ]
+    (comparison,) = bought.comparisons(read(build_run(tmp_path / "run", cells)).cells)
+    ((_, rows),) = comparison.served
+    assert [row.name for row in rows] == ["TTFT p50 at 1 user", "TPOT p50 at 1 user", "Output at 1 user"]
 
 
 def test_a_run_of_one_format_compares_nothing(one: Path, failures: Path) -> None:
