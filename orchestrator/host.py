@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 
 from orchestrator import __version__
+from orchestrator.clock import NS_PER_S, now_ns
 from orchestrator.errors import HostError
 
 ROOT = Path("/")
@@ -101,21 +102,29 @@ def clock_source(root: Path = ROOT) -> str | None:
     return _line(root / "sys/devices/system/clocksource/clocksource0/current_clocksource")
 
 
-def kernel_stamps_work() -> bool:
-    """Whether the kernel stamps what arrives on a TCP socket (SO_TIMESTAMPNS), tried over loopback."""
+def kernel_stamps_work(within_s: float = 0.25) -> bool:
+    """Whether the kernel stamps what arrives on a TCP socket (SO_TIMESTAMPNS), tried over loopback.
+
+    The first socket that asks switches the stamping on for the whole machine, a moment later and not at once: so bytes
+    are sent until one comes with its stamp, `within_s` at most.
+    """
     if not hasattr(socket.socket, "recvmsg"):
         return False
+    give_up_ns = now_ns() + round(within_s * NS_PER_S)
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as end:
         end.settimeout(1.0)
         try:
             end.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
             accepted, _ = listener.accept()
             with accepted:
-                accepted.sendall(b"x")
-            _, ancillary, _, _ = end.recvmsg(1, socket.CMSG_SPACE(16))
+                while now_ns() < give_up_ns:
+                    accepted.sendall(b"x")
+                    _, ancillary, _, _ = end.recvmsg(1, socket.CMSG_SPACE(16))
+                    if any(level == socket.SOL_SOCKET and kind == SO_TIMESTAMPNS for level, kind, _ in ancillary):
+                        return True
         except OSError:
             return False
-    return any(level == socket.SOL_SOCKET and kind == SO_TIMESTAMPNS for level, kind, _ in ancillary)
+    return False
 
 
 # --- files and disk ----------------------------------------------------------------------------------------------

@@ -1,9 +1,11 @@
 """When bytes reached this machine: the kernel's receive time, moved to the monotonic clock.
 
-The kernel stamps packets with the real-time clock (SO_TIMESTAMPNS). A stamp is used as an age: at the moment of the
-read both clocks are taken, and arrival = monotonic now - (real now - stamp). So the offset between the clocks is
-measured anew at every read, and a slew cannot add up. If that offset moved by more than a slew can between two reads,
-or the age is negative, the real-time clock was set meanwhile: that read takes the monotonic now instead.
+The kernel stamps packets with the real-time clock (SO_TIMESTAMPNS); arrival = stamp - (real now - monotonic now). That
+offset is measured anew at every read, so a slew cannot add up. It is measured as a network clock is: the real-time
+clock between two looks at the monotonic one, again when we were interrupted between them, so it is wrong by at most
+half of `_WINDOW_NS`. If it moved by more than a slew can between two reads, or the stamp lies after the read, the
+real-time clock was set meanwhile: that read takes the monotonic now instead, as it does when no undisturbed look at
+both clocks was to be had.
 """
 
 from __future__ import annotations
@@ -14,15 +16,17 @@ import sys
 import time
 
 from orchestrator.clock import now_ns
+from orchestrator.host import SO_TIMESTAMPNS
 
-SO_TIMESTAMPNS = 35
-"""From asm-generic/socket.h; Python's socket module has no name for it."""
 _TIMESPEC = struct.Struct("@qq")
 _SPACE = socket.CMSG_SPACE(_TIMESPEC.size) if hasattr(socket, "CMSG_SPACE") else 0
 READ_BYTES = 64 * 1024
 _STEP_NS = 100_000
 """More than the clocks can drift apart between two reads by slewing (500 ppm over 100 ms is 50 us), plus scheduling."""
 _MAX_SLEW = 0.001
+_WINDOW_NS = 5_000
+"""The two looks at the monotonic clock lie this close together; undisturbed they are 0.1 to 0.3 us apart."""
+_LOOKS = 4
 
 Read = tuple[bytes, int, bool]
 """Data (empty at the end of the stream), arrival in ns of CLOCK_MONOTONIC, and whether the kernel stamped it."""
@@ -51,14 +55,26 @@ class StampedReader:
         return data, mono, False
 
     def _moved(self, data: bytes, mono: int, stamp_real: int) -> Read:
-        real = time.time_ns()
-        offset = real - mono
+        offset = clock_offset_ns()
+        if offset is None:
+            return data, mono, False
         known, since = self._offset_ns, mono - self._offset_at_ns
         self._offset_ns, self._offset_at_ns = offset, mono
-        age = real - stamp_real
-        if age < 0 or (known is not None and abs(offset - known) > _STEP_NS + since * _MAX_SLEW):
+        stamp = stamp_real - offset
+        if stamp > mono + _WINDOW_NS or (known is not None and abs(offset - known) > _STEP_NS + since * _MAX_SLEW):
             return data, mono, False
-        return data, mono - age, True
+        return data, min(stamp, mono), True
+
+
+def clock_offset_ns() -> int | None:
+    """Real-time clock minus monotonic clock, now, right to `_WINDOW_NS` / 2; None if we were interrupted each time."""
+    for _ in range(_LOOKS):
+        before = now_ns()
+        real = time.time_ns()
+        after = now_ns()
+        if after - before <= _WINDOW_NS:
+            return real - (before + after) // 2
+    return None
 
 
 class StampsKept:
