@@ -11,6 +11,7 @@ import time
 import pytest
 
 from orchestrator.clock import now_ns
+from orchestrator.host import SO_TIMESTAMPNS
 from orchestrator.load import stamps
 from orchestrator.load.stamps import StampedReader, StampsKept, clock_offset_ns
 
@@ -45,7 +46,7 @@ class Stamped:
 
     def recvmsg(self, _size: int, _space: int) -> tuple[bytes, list[tuple[int, int, bytes]], int, None]:
         stamp = struct.pack("@qq", *divmod(next(self.stamps_real), 1_000_000_000))
-        return b"data", [(socket.SOL_SOCKET, stamps.SO_TIMESTAMPNS, stamp)], 0, None
+        return b"data", [(socket.SOL_SOCKET, SO_TIMESTAMPNS, stamp)], 0, None
 
 
 def reader(*arrivals: int) -> StampedReader:
