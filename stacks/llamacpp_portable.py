@@ -23,6 +23,8 @@ from typing import Any
 from stacks.llamacpp import KV_TYPES
 
 ALL_LAYERS = 9999
+NICENESS = {-1: 5, 0: 0, 1: -5, 2: -10, 3: -20}
+"""Of the process, by llama.cpp's number of a priority (its `set_process_priority`)."""
 _FAILED = signal.SIGUSR1
 _SIGNALS = {signal.SIGTERM, signal.SIGINT, _FAILED}
 
@@ -48,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("-t", "--threads", type=int, default=-1)
     flags.add_argument("-tb", "--threads-batch", type=int, default=-1)
     flags.add_argument("--threads-http", type=int, default=-1)
+    flags.add_argument("--prio", type=int, choices=sorted(NICENESS), default=0, help="-1 = below everything else")
     flags.add_argument("--metrics", action="store_true", help="serve /metrics")
     flags.add_argument("--slots", action=argparse.BooleanOptionalAction, default=True, help="serve /slots")
     flags.add_argument("--no-webui", "--no-ui", action="store_true")
@@ -114,6 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError:
         sys.stderr.write("The package xllamacpp is not installed: pip install 'loadproof[demo]'.\n")
         return 1
+    if flags.prio:
+        os.setpriority(os.PRIO_PROCESS, 0, NICENESS[flags.prio])
     # Blocked before any thread starts, so that sigwait alone sees them.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     engine = _Engine(xllamacpp, parameters(flags, xllamacpp))

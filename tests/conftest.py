@@ -1,7 +1,7 @@
 """What the machine can run, and what the run demands.
 
-A test that needs a part (Docker Engine, llama.cpp, Chromium, GPU) carries its marker. Where the part is missing the
-test is skipped with the reason and the remedy; `LOADPROOF_REQUIRE=docker,llamacpp,chromium` turns those skips into
+A test that needs a part (Docker Engine, compose, llama.cpp, Chromium, GPU) carries its marker. Where it is missing
+the test is skipped with the reason and the remedy; `LOADPROOF_REQUIRE=docker,llamacpp,chromium` turns those skips into
 failures.
 """
 
@@ -12,6 +12,7 @@ import importlib.util
 import os
 import shutil
 import socket
+import subprocess
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,7 +20,7 @@ import pytest
 
 from orchestrator.demo import model_folder, models
 
-PARTS = ("docker", "llamacpp", "chromium", "gpu")
+PARTS = ("docker", "compose", "llamacpp", "chromium", "gpu")
 
 
 def _engine_answers(address: str) -> bool:
@@ -41,6 +42,14 @@ def _missing_docker() -> str | None:
     if _engine_answers(address):
         return None
     return f"no Docker Engine answers at {address}: start one, or set DOCKER_HOST"
+
+
+def _missing_compose() -> str | None:
+    try:
+        done = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False)
+    except OSError:
+        return "no docker command on PATH: install it, with its compose plug-in"
+    return None if done.returncode == 0 else "docker has no command compose: install the package docker-compose-plugin"
 
 
 def _missing_llamacpp() -> str | None:
@@ -72,6 +81,7 @@ def missing(part: str) -> str | None:
     """Why a part cannot be used here, or None."""
     probes = {
         "docker": _missing_docker,
+        "compose": _missing_compose,
         "llamacpp": _missing_llamacpp,
         "chromium": _missing_chromium,
         "gpu": _missing_gpu,

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import importlib.metadata
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -18,8 +15,7 @@ from typing import Any
 import docker
 import pytest
 from docker.models.images import Image
-from fakes.python_image import build
-from packaging.requirements import Requirement
+from fakes.python_image import build, closure, copy_distributions, openmp_runtime
 
 import orchestrator
 
@@ -39,40 +35,6 @@ OFFLINE = {
 
 
 # --- a base image ------------------------------------------------------------------------------------------------
-
-
-def closure(names: tuple[str, ...]) -> set[str]:
-    """The distributions that `names` need, as they are installed here."""
-    found: set[str] = set()
-    left = list(names)
-    while left:
-        name = re.sub(r"[-_.]+", "-", left.pop()).lower()
-        if name in found:
-            continue
-        found.add(name)
-        wanted = map(Requirement, importlib.metadata.requires(name) or ())
-        left += [r.name for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})]
-    return found
-
-
-def copy_distributions(names: set[str], site: Path) -> None:
-    for name in names:
-        for file in importlib.metadata.files(name) or ():
-            source = Path(str(file.locate()))
-            if ".." not in file.parts and source.suffix != ".pyc" and source.is_file():
-                target = site / file
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(source, target)
-
-
-def openmp_runtime() -> Path | None:
-    """This machine's libgomp, which llama.cpp's wheel needs; None if it has none."""
-    try:
-        ctypes.CDLL("libgomp.so.1")
-    except OSError:
-        return None
-    found = re.search(r"\s(/\S*libgomp\.so\S*)", Path("/proc/self/maps").read_text())
-    return Path(found[1]) if found else None
 
 
 @pytest.fixture(scope="module")
@@ -198,15 +160,7 @@ def test_the_demo_image_runs_the_demo(engine: docker.DockerClient, demo_image: I
 # --- compose -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def compose() -> tuple[str, ...]:
-    """The compose command: the docker command's plug-in, else the older program."""
-    for command in (("docker", "compose"), ("docker-compose",)):
-        if shutil.which(command[0]) is None:
-            continue
-        if subprocess.run([*command, "version"], capture_output=True, check=False).returncode == 0:
-            return command
-    pytest.skip("no compose: install docker-compose-plugin (or docker-compose)")
+COMPOSE = ("docker", "compose")
 
 
 def run(command: tuple[str, ...], *arguments: str, **environment: str) -> str:
@@ -225,20 +179,22 @@ def run(command: tuple[str, ...], *arguments: str, **environment: str) -> str:
     return done.stdout
 
 
-def services(compose: tuple[str, ...], **environment: str) -> dict[str, Any]:
+def services(**environment: str) -> dict[str, Any]:
     profiles = [word for name in ("bench", "vllm", "tgi") for word in ("--profile", name)]
-    text = run(compose, *profiles, "config", "--format", "json", **environment)
+    text = run(COMPOSE, *profiles, "config", "--format", "json", **environment)
     found: dict[str, Any] = json.loads(text)["services"]
     return found
 
 
-def test_the_compose_file_is_valid_with_every_profile(compose: tuple[str, ...]) -> None:
-    run(compose, "--profile", "bench", "--profile", "vllm", "--profile", "tgi", "config", "--quiet")
-    assert run(compose, "config", "--services").split() == ["demo"], "nothing that needs a GPU starts unasked"
+@pytest.mark.compose
+def test_the_compose_file_is_valid_with_every_profile() -> None:
+    run(COMPOSE, "--profile", "bench", "--profile", "vllm", "--profile", "tgi", "config", "--quiet")
+    assert run(COMPOSE, "config", "--services").split() == ["demo"], "nothing that needs a GPU starts unasked"
 
 
-def test_what_the_services_are(compose: tuple[str, ...]) -> None:
-    found = services(compose, BASE="local/base:1", MODEL="org/model", VLLM_ARGS="--quantization fp8 --max-num-seqs 64")
+@pytest.mark.compose
+def test_what_the_services_are() -> None:
+    found = services(BASE="local/base:1", MODEL="org/model", VLLM_ARGS="--quantization fp8 --max-num-seqs 64")
     assert set(found) == {"demo", "bench", "vllm", "tgi"}
     for name in ("demo", "bench"):
         assert found[name]["build"]["args"] == {"BASE": "local/base:1"}
@@ -259,19 +215,16 @@ def test_what_the_services_are(compose: tuple[str, ...]) -> None:
         assert (published["host_ip"], published["target"]) == ("127.0.0.1", port)
 
 
-def test_a_token_goes_by_name_and_its_value_is_not_in_the_file(compose: tuple[str, ...]) -> None:
+@pytest.mark.compose
+def test_a_token_goes_by_name_and_its_value_is_not_in_the_file() -> None:
     for name in ("bench", "vllm", "tgi"):
-        assert services(compose)[name]["environment"]["HF_TOKEN"] is None
+        assert services()[name]["environment"]["HF_TOKEN"] is None
     assert "HF_TOKEN=" not in (REPOSITORY / "docker-compose.yml").read_text()
 
 
 @pytest.fixture
-def project(
-    compose: tuple[str, ...], mark: str, engine: docker.DockerClient, tmp_path: Path
-) -> Iterator[tuple[str, ...]]:
+def project(mark: str, engine: docker.DockerClient, tmp_path: Path) -> Iterator[tuple[str, ...]]:
     """Compose with the images that were built here, and without the GPUs that this machine may lack."""
-    if run(compose, "version", "--short").strip().startswith(("1.", "v1.")):
-        pytest.skip("this compose is of version 1, which cannot take a setting back: install docker-compose-plugin")
     changes = tmp_path / "changes.yml"
     changes.write_text(
         f"services:\n"
@@ -279,18 +232,20 @@ def project(
         f"  bench: {{image: '{mark}:bench', pull_policy: never, build: !reset null, deploy: !reset null}}\n"
     )
     files = ("-f", str(REPOSITORY / "docker-compose.yml"), "-f", str(changes))
-    command = (*compose, "-p", mark, "--project-directory", str(tmp_path), *files)
+    command = (*COMPOSE, "-p", mark, "--project-directory", str(tmp_path), *files)
     yield command
     run(command, "--profile", "bench", "down", "--volumes", "--remove-orphans")
     assert engine.containers.list(all=True, filters={"label": f"com.docker.compose.project={mark}"}) == []
 
 
 @pytest.mark.docker
+@pytest.mark.compose
 def test_the_service_demo_runs(project: tuple[str, ...], demo_image: Image) -> None:
     assert run(project, "run", "--rm", "-T", "demo", "--version").startswith("loadproof, version ")
 
 
 @pytest.mark.docker
+@pytest.mark.compose
 @pytest.mark.skipif(sys.platform != "linux", reason="the host's network and processes are Linux's")
 def test_the_service_bench_reaches_the_engine(project: tuple[str, ...], bench_image: Image, docker_host: str) -> None:
     """Through the mounted socket: the doctor in the container sees the engine that runs it."""
