@@ -6,9 +6,8 @@ from pathlib import Path
 
 import click
 
-from orchestrator.commands.run import default_directory, measure
+from orchestrator.commands.run import measure, new_journal
 from orchestrator.demo import demo_plan, model_folder, prepare
-from orchestrator.journal import Journal
 from orchestrator.plan import parse_plan
 
 
@@ -33,5 +32,5 @@ def demo(
         return
     overrides = () if minutes is None else (f"budget.minutes={minutes:g}",)
     plan = parse_plan(demo_plan(folder), "demo.toml", overrides, base=Path.cwd())
-    journal = Journal.create(out or default_directory(plan), plan.text)
+    journal = new_journal(plan, out)
     measure(plan, journal, overrides, quiet=quiet, as_json=as_json, open_report=open_report)

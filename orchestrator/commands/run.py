@@ -20,7 +20,7 @@ from orchestrator.clock import wall_now
 from orchestrator.commands.display import display, duration
 from orchestrator.commands.show import summary
 from orchestrator.errors import HostError, JournalError, LoadproofError, StackError
-from orchestrator.host import raise_file_limit
+from orchestrator.host import raise_file_limit, require_free
 from orchestrator.journal import Journal, RunFiles, read_events
 from orchestrator.plan import Cell, Plan, load_plan, parse_plan
 from orchestrator.records import CellFinished, RunOpened
@@ -29,6 +29,9 @@ from reports.result import write_result
 from stacks.catalog import stack as stack_named
 
 T = TypeVar("T")
+
+LEAST_FREE_BYTES = 64 << 20
+"""A day's run writes about as much; one that starts with less is refused."""
 
 
 @click.command("run")
@@ -61,10 +64,7 @@ def run(
     if dry_run:
         click.echo(describe_json(plan) if as_json else describe(plan))
         return
-    if resume is not None:
-        journal = Journal.resume(resume)
-    else:
-        journal = Journal.create(out or default_directory(plan), plan.text)
+    journal = new_journal(plan, out) if resume is None else Journal.resume(resume)
     measure(plan, journal, overrides, quiet=quiet, as_json=as_json, open_report=open_report)
 
 
@@ -80,6 +80,13 @@ def _plan_of(plan_file: Path | None, overrides: tuple[str, ...], resume: Path | 
     path = Path(opened.plan_path)
     plan = parse_plan(RunFiles(resume).plan.read_bytes(), path.name, opened.overrides, base=path.parent)
     return plan, opened.overrides
+
+
+def new_journal(plan: Plan, out: Path | None) -> Journal:
+    """A new run directory. Raises HostError if it exists, cannot be made, or the disk is about to be full."""
+    root = out or default_directory(plan)
+    require_free(root, LEAST_FREE_BYTES)
+    return Journal.create(root, plan.text)
 
 
 def default_directory(plan: Plan) -> Path:
@@ -189,7 +196,10 @@ def measure(
         except (KeyboardInterrupt, LoadproofError) as error:
             stopped = error
         finished = [event for event in journal.events if isinstance(event, CellFinished)]
-    _report(root, as_json=as_json, open_report=open_report)
+    try:
+        _report(root, as_json=as_json, open_report=open_report)
+    except HostError as error:  # a full disk stops the run and its report: the first is told
+        stopped = stopped or next(iter(lacking), error)
     if isinstance(stopped, KeyboardInterrupt):
         click.echo(f"Interrupted. Go on with: loadproof run --resume {shlex.quote(str(root))}", err=True)
         raise click.exceptions.Abort

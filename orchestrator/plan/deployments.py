@@ -24,6 +24,8 @@ _USED_BY = {
     "image": ("docker",),
     "mounts": ("docker",),
     "shm_bytes": ("docker",),
+    "memory_limit_bytes": ("docker",),
+    "cpus": ("docker",),
     "command": ("process", "docker"),
 }
 """Settings that only some launch kinds have."""

@@ -119,7 +119,7 @@ BOUNDS = {
     "factor": Bound(1, 100, above=True),
     "precision": Bound(0, 1, above=True),
     "confirm": Bound(0, 100),
-    "requests": Bound(10, 10_000_000),
+    "requests": Bound(20, 10_000_000),
     "requests_per_user": Bound(1, 10_000),
     "min_seconds": Bound(0, 86_400),
     "max_seconds": Bound(1, 86_400),

@@ -25,18 +25,18 @@ seed = 7
 id = "{model}"
 context_tokens = 512
 [slo]
-ttft_ms = 400
-tpot_ms = 80
+ttft_ms = 250
+tpot_ms = 250
 [[deployment]]
 name = "fake"
 stack = "llamacpp"
 launch = "process"
-command = ["{python}", "{server}", "--capacity", "{capacity}"]
+command = ["{python}", "{server}", "--capacity", "{capacity}", "--first", "0.15", "0.4", "--gap", "0.002", "0.002"]
 max_concurrency = 64
 [[workload]]
 name = "w"
 prompt_tokens = 8
-output_tokens = 16
+output_tokens = {output}
 [ramp]
 start = {start}
 max = {most}
@@ -49,14 +49,17 @@ warmup_generations = 1
 filler_seconds = 1
 confirm = 1
 """
-"""The engine is fast (20 ms, 4 ms) up to its capacity and slow (500 ms, 100 ms) beyond it."""
+"""The engine answers in 0.15 s up to its capacity and in 0.4 s beyond it: limits that a busy machine can time, and so
+little apart that the quick ones of a moment in which few users ask do not outnumber the others."""
 
 
-def write_plan(folder: Path, *, capacity: int, start: int, most: int, per_user: int) -> Path:
+def write_plan(folder: Path, *, capacity: int, start: int, most: int, per_user: int, output: int) -> Path:
     model = folder / "model.gguf"
     model.write_bytes(b"GGUF, if anybody asks")
     plan = folder / "plan.toml"
-    settings: Mapping[str, object] = {"capacity": capacity, "start": start, "most": most, "per_user": per_user}
+    settings: Mapping[str, object] = {
+        "capacity": capacity, "start": start, "most": most, "per_user": per_user, "output": output
+    }  # fmt: skip
     plan.write_text(PLAN.format(python=sys.executable, server=SERVER, model=model, **settings))
     return plan
 
@@ -74,7 +77,7 @@ def levels(run: Path) -> list[tuple[str, int, str]]:
 
 
 def test_a_known_capacity_is_found_within_ten_percent(tmp_path: Path) -> None:
-    plan = write_plan(tmp_path, capacity=24, start=4, most=64, per_user=3)
+    plan = write_plan(tmp_path, capacity=24, start=4, most=64, per_user=3, output=8)
     out = tmp_path / "run"
     done = subprocess.run(loadproof("run", plan, "--out", out), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -92,7 +95,7 @@ def test_a_known_capacity_is_found_within_ten_percent(tmp_path: Path) -> None:
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[str, int, str]], float]:
     """(folder of the plan, levels of a run that nobody disturbed, its length in s)."""
     folder = tmp_path_factory.mktemp("kill")
-    plan = write_plan(folder, capacity=3, start=2, most=8, per_user=2)
+    plan = write_plan(folder, capacity=3, start=2, most=8, per_user=2, output=2)
     out = folder / "unbroken"
     subprocess.run(loadproof("run", plan, "--out", out, "--quiet"), check=True, capture_output=True)
     events = read_events(out)
@@ -101,7 +104,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", range(5))
+@pytest.mark.parametrize("moment", range(20))
 def test_killed_at_any_moment_and_resumed_it_gives_the_same(
     unbroken: tuple[Path, list[tuple[str, int, str]], float], moment: int
 ) -> None:

@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-FAST = (0.02, 0.004)
-SLOW = (0.5, 0.1)
-"""Seconds to the first token, and between two."""
+FIRST_S = (0.02, 0.5)
+GAP_S = (0.004, 0.1)
+"""To the first token, and between two: up to the capacity, and beyond it."""
 
 
 class FakeEngine:
@@ -45,11 +45,15 @@ class FakeEngine:
         headers = dict(line.split(b": ", 1) for line in head.lower().split(b"\r\n")[1:] if b": " in line)
         body = await reader.readexactly(int(headers.get(b"content-length", b"0")))
         if method == b"POST":
-            mode = headers.get(b"x-fake-mode", self.options.mode.encode()).decode()
+            mode = headers.get(b"x-fake-mode", b"").decode() or self.mode()
             return await self.complete(json.loads(body), mode, headers, writer)
         self.answer_get(path.decode(), writer)
         await writer.drain()
         return True
+
+    def mode(self) -> str:
+        """How the next request is treated, where it does not say itself."""
+        return self.options.mode if self.answered >= self.options.mode_after else "ok"
 
     def answer_get(self, path: str, writer: asyncio.StreamWriter) -> None:
         if path == "/metrics":
@@ -80,7 +84,8 @@ class FakeEngine:
             self.running -= 1
 
     async def stream(self, asked: dict[str, Any], mode: str, headers: dict[bytes, bytes], writer: Any) -> bool:
-        first_s, gap_s = FAST if self.running <= self.options.capacity else SLOW
+        slow = self.running > self.options.capacity
+        first_s, gap_s = self.options.first[slow], self.options.gap[slow]
         total = int(asked["max_tokens"])
         prompt = asked["prompt"]
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
@@ -127,6 +132,7 @@ class FakeEngine:
             return False
         elif mode == "stall":
             await writer.drain()
+            self.running -= 1  # as an engine that has noticed that its client is gone
             await asyncio.sleep(3600)
         await writer.drain()
         return mode in ("error", "garbage")  # "half": the connection just closes
@@ -146,7 +152,10 @@ async def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--alias", default="fake")
     parser.add_argument("--capacity", type=int, default=1_000_000)
+    parser.add_argument("--first", nargs=2, type=float, default=FIRST_S, metavar="SECONDS")
+    parser.add_argument("--gap", nargs=2, type=float, default=GAP_S, metavar="SECONDS")
     parser.add_argument("--mode", default="ok")
+    parser.add_argument("--mode-after", type=int, default=0, metavar="N", help="the first N requests are treated well")
     parser.add_argument("--truth")
     parser.add_argument("--exit-after", type=int, default=0)
     options, _ = parser.parse_known_args()

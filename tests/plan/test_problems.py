@@ -103,7 +103,7 @@ max = "10"
         ("[ramp]\nmax = 1.5", "ramp.max", "expected a whole number, got a number."),
         ("[ramp]\nfactor = 1", "ramp.factor", "allowed is above 1"),
         ("[ramp]\nprecision = 0", "ramp.precision", "allowed is above 0"),
-        ("[ramp]\nrequests = 5", "ramp.requests", "allowed is at least 10"),
+        ("[ramp]\nrequests = 5", "ramp.requests", "allowed is at least 20"),
         ("[ramp]\nstart = 9\nmax = 8", "ramp.start", "is 9, above ramp.max, which is 8."),
         ("[ramp]\nmin_seconds = 9\nmax_seconds = 8", "ramp.min_seconds", "is 9, above ramp.max_seconds (8)."),
         ("[budget]\nminutes = -1", "budget.minutes", "allowed is above 0"),
