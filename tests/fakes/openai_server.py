@@ -78,6 +78,8 @@ class FakeEngine:
         if mode == "hang":
             await asyncio.sleep(3600)
         self.running += 1
+        if self.options.refuse and self.running > self.options.capacity:
+            mode = "error"
         try:
             return await self.stream(asked, mode, headers, writer)
         finally:
@@ -152,6 +154,9 @@ async def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--alias", default="fake")
     parser.add_argument("--capacity", type=int, default=1_000_000)
+    parser.add_argument(
+        "--refuse", action="store_true", help="beyond the capacity an error in the stream, not slowness"
+    )
     parser.add_argument("--first", nargs=2, type=float, default=FIRST_S, metavar="SECONDS")
     parser.add_argument("--gap", nargs=2, type=float, default=GAP_S, metavar="SECONDS")
     parser.add_argument("--mode", default="ok")

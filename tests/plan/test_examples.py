@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.demo import demo_plan
 from orchestrator.plan import load_plan
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -39,3 +40,9 @@ def test_an_example_loads(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     for cell in cells:
         assert len(plan.workload(cell).draw(1, 50, cell.workload.context_tokens)) == 50
         assert plan.expected_seconds(cell) > 0
+
+
+def test_the_demo_as_a_plan_is_the_demo() -> None:
+    """The same text, but for where the weights lie."""
+    embedded = demo_plan(Path("~/.cache/loadproof/models")).decode()
+    assert (EXAMPLES / "demo.toml").read_text("utf-8") == embedded
