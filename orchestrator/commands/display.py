@@ -150,6 +150,9 @@ class JsonLines(Quiet):
     def _put(self, what: str, **values: object) -> None:
         click.echo(json.dumps({"event": what, **values}, default=msgspec.to_builtins))
 
+    def run_opened(self, plan: Plan, cells: Sequence[Cell], resumed: bool) -> None:
+        self._put("run-opened", title=plan.title, cells=[cell.id for cell in cells], resumed=resumed)
+
     def cell_started(self, cell: Cell, attempt: int) -> None:
         self._put("cell-started", cell=cell.id, attempt=attempt)
 

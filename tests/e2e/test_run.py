@@ -50,7 +50,7 @@ confirm = 1
 SLOW_BEYOND = '"--first", "0.15", "0.4", "--gap", "0.002", "0.002"'
 """The engine answers in 0.15 s up to its capacity and in 0.4 s beyond it: limits that a busy machine can time, and so
 little apart that the quick ones of a moment in which few users ask do not outnumber the others."""
-REFUSES_BEYOND = '"--first", "0.3", "0.3", "--refuse"'
+REFUSES_BEYOND = '"--first", "0.2", "0.2", "--refuse"'
 """What a level says hangs on no clock, so that two runs can be compared."""
 
 
@@ -94,7 +94,7 @@ def test_a_known_capacity_is_found_within_ten_percent(tmp_path: Path) -> None:
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[str, int, str]], float]:
     """(folder of the plan, levels of a run that nobody disturbed, its length in s)."""
     folder = tmp_path_factory.mktemp("kill")
-    plan = write_plan(folder, more=REFUSES_BEYOND, limit=20_000, capacity=3, start=2, most=8, per_user=2, output=2)
+    plan = write_plan(folder, more=REFUSES_BEYOND, limit=20_000, capacity=3, start=3, most=8, per_user=2, output=2)
     out = folder / "unbroken"
     subprocess.run(loadproof("run", plan, "--out", out, "--quiet"), check=True, capture_output=True)
     events = read_events(out)
@@ -116,7 +116,7 @@ def test_killed_at_any_moment_and_resumed_it_gives_the_same(
         stderr=subprocess.DEVNULL,
     )
     assert process.stdout is not None
-    assert b"run" in process.stdout.readline(), "it has begun"
+    assert b"run-opened" in process.stdout.readline()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(random.Random(moment).random() * length_s)
     process.kill()
