@@ -173,7 +173,12 @@ def _inter_token_ms(measured: Sequence[RequestRecord]) -> Floats:
     return np.concatenate([values, np.full(missing, INF)])
 
 
-def _tpot_ms(measured: Sequence[RequestRecord]) -> list[float]:
+def ttft_values_ms(measured: Sequence[RequestRecord], *, from_due: bool = False) -> list[float]:
+    """TTFT of every request in the order given, failures as +inf."""
+    return _all_ms(ttft_due_ns(r) if from_due else ttft_ns(r) for r in measured)
+
+
+def tpot_values_ms(measured: Sequence[RequestRecord]) -> list[float]:
     """TPOT of those that have one: one-token answers are left out, failures and unknown token counts are +inf."""
     defined = (r for r in measured if r.failure is not None or r.out_tokens is None or r.out_tokens > 1)
     return [INF if ns is None else ns / NS_PER_MS for ns in map(tpot_ns, defined)]
@@ -195,8 +200,15 @@ def steady_window(run: LevelRun) -> Window | None:
     return (start, end) if start is not None and end is not None and end > start else None
 
 
-def output_tokens_in(records: Sequence[RequestRecord], window: Window) -> float | None:
-    """Output tokens that arrived in the window, failed requests left out.
+class Arrivals(NamedTuple):
+    """Output tokens as they arrived."""
+
+    at_ns: Ints
+    tokens: Floats
+
+
+def output_arrivals(records: Sequence[RequestRecord], window: Window) -> Arrivals | None:
+    """Arrivals of output tokens inside the window, failed requests left out.
 
     Where the events' own counts do not add up to the server's count, each event stands for its share of that count.
     None if a request that finished with tokens in the window has no token count.
@@ -208,7 +220,13 @@ def output_tokens_in(records: Sequence[RequestRecord], window: Window) -> float 
     told = np.bincount(events.request, weights=events.tokens, minlength=len(done))
     scale = np.array([r.out_tokens for r in done], np.float64) / np.maximum(told, 1)
     inside = (events.at_ns > window[0]) & (events.at_ns <= window[1])
-    return float((events.tokens * scale[events.request])[inside].sum())
+    return Arrivals(events.at_ns[inside], (events.tokens * scale[events.request])[inside])
+
+
+def output_tokens_in(records: Sequence[RequestRecord], window: Window) -> float | None:
+    """Output tokens that arrived in the window; None where a count is missing (see `output_arrivals`)."""
+    arrivals = output_arrivals(records, window)
+    return None if arrivals is None else float(arrivals.tokens.sum())
 
 
 def _overlaps(r: RequestRecord, window: Window) -> bool:
@@ -362,8 +380,8 @@ def level_stats(
         failed=failures.total(),
         failures=dict(sorted(failures.items())),
         attainment=good / len(measured) if measured else 0.0,
-        ttft_ms=percentiles(_all_ms(ttft_due_ns(r) if from_due else ttft_ns(r) for r in measured)),
-        tpot_ms=percentiles(_tpot_ms(measured)),
+        ttft_ms=percentiles(ttft_values_ms(measured, from_due=from_due)),
+        tpot_ms=percentiles(tpot_values_ms(measured)),
         itl_ms=percentiles(_inter_token_ms(measured)),
         e2e_ms=percentiles(_all_ms(e2e_due_ns(r) if from_due else e2e_ns(r) for r in measured)),
         window_s=length_s,

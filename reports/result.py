@@ -18,20 +18,27 @@ from orchestrator.journal import RunFiles, hash_files
 from orchestrator.judge.level import judge_level
 from orchestrator.judge.margin import CellVerdict, cell_verdict
 from orchestrator.judge.search import Outcome, SearchRules, Stop, next_step
-from orchestrator.metrics import level_stats
+from orchestrator.metrics import Series, level_stats, steady_window
 from orchestrator.records import (
     AskedCell,
     ClientHealth,
+    LevelCommitted,
+    LevelRun,
     LevelStats,
     LevelVerdict,
     Purpose,
+    RequestRecord,
     Sample,
     ServerFailure,
     ServerRecord,
     Slo,
 )
+from reports.certainty import Certainty, certainty
+from reports.compat import Compat, compat
+from reports.course import Course, course
 from reports.run import Attempt, Cell, Level, Run, read_run
 from reports.timeline import Span, Timeline, best_source, memory_series, source_words, thin, to_seconds
+from reports.traffic import Counted, Traffic, traffic
 
 RESULT_SCHEMA = 1
 """Version of result.json. Raised when a reader of the old one would misread the new one."""
@@ -60,6 +67,14 @@ class LevelResult(msgspec.Struct, frozen=True, kw_only=True):
     workload_sha256: str
     judged_again: Literal["same", "differs"]
     """Whether the raw records, judged by this version, give the stored verdict."""
+    certainty: Certainty
+    compat: Compat
+    course: Course
+    tokens_from: tuple[str, ...]
+    """Where the token counts of the successes come from."""
+    power_w: float | None
+    """Mean power of the cards over the steady window, where NVML tells it."""
+    energy_j_per_output_token: float | None
 
 
 class Bill(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,6 +126,7 @@ class CellResult(msgspec.Struct, frozen=True, kw_only=True):
     """One for each attempt that started one; the last is the one that counts."""
     bill: Bill
     timeline: Timeline
+    traffic: Traffic
     incidents: tuple[Incident, ...]
 
 
@@ -139,9 +155,15 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 # --- levels -----------------------------------------------------------------------------------------------------
 
 
-def _level(level: Level, started_ns: int, samples: Sequence[Sample], slo: Slo) -> LevelResult:
+def _level(level: Level, started_ns: int, watched: Sequence[Sample], slo: Slo, counted: Counted) -> LevelResult:
+    """One level, its records read once and kept by nobody; their lengths are added to `counted`."""
     commit = level.commit
-    run, verdict = commit.run, commit.verdict
+    run, verdict, stats = commit.run, commit.verdict, commit.stats
+    records = level.records()
+    counted.add(records)
+    samples = [sample for sample in watched if run.started_ns <= sample.at_ns <= commit.at_ns]
+    power = _power_w(samples, run)
+    rate = stats.output_tokens_per_s
     return LevelResult(
         level=commit.level,
         attempt=commit.attempt,
@@ -152,21 +174,34 @@ def _level(level: Level, started_ns: int, samples: Sequence[Sample], slo: Slo) -
         ended_s=round((run.ended_ns - started_ns) / NS_PER_S, 3),
         cut=run.cut,
         undrained=run.undrained,
-        stats=commit.stats,
+        stats=stats,
         verdict=verdict,
         health=run.health,
         workload_sha256=commit.workload_sha256,
-        judged_again="same" if _agrees(level, samples, slo) else "differs",
+        judged_again="same" if _agrees(commit, records, samples, slo) else "differs",
+        certainty=certainty(run, records, slo),
+        compat=compat(records),
+        course=course(run, records, samples),
+        tokens_from=tuple(sorted({r.tokens_from for r in records if r.failure is None})),
+        power_w=power,
+        energy_j_per_output_token=power / rate if power is not None and rate else None,
     )
 
 
-def _agrees(level: Level, samples: Sequence[Sample], slo: Slo) -> bool:
+def _power_w(samples: Sequence[Sample], run: LevelRun) -> float | None:
+    """Mean power over the steady window, added up over the cards that were watched."""
+    window = steady_window(run)
+    cards = sorted({sample.source for sample in samples if sample.source.startswith("gpu:")})
+    if window is None:
+        return None
+    read = [values for card in cards if len(values := Series.of(samples, card, "power_w").within(window).values)]
+    return float(sum(values.mean() for values in read)) if read else None
+
+
+def _agrees(commit: LevelCommitted, records: Sequence[RequestRecord], samples: Sequence[Sample], slo: Slo) -> bool:
     """Judge the level again from its raw records: the same counts and the same words?"""
-    commit = level.commit
-    records = level.records()
-    within = [sample for sample in samples if commit.run.started_ns <= sample.at_ns <= commit.at_ns]
-    stats = level_stats(commit.run, records, within, slo)
-    verdict = judge_level(commit.run, stats, records, within, slo, hard_break=commit.verdict.hard_break)
+    stats = level_stats(commit.run, records, samples, slo)
+    verdict = judge_level(commit.run, stats, records, samples, slo, hard_break=commit.verdict.hard_break)
     return (stats.offered, stats.good, stats.failed, verdict.valid, verdict.verdict) == (
         commit.stats.offered,
         commit.stats.good,
@@ -330,6 +365,11 @@ def _cell(cell: Cell, slo: Slo, host: Mapping[str, object]) -> CellResult:
     watched = {attempt.number: attempt.samples() for attempt in cell.attempts}
     started = {attempt.number: attempt.started_ns for attempt in cell.attempts}
     timeline = _timeline(cell, watched)
+    counted = Counted()
+    levels = tuple(
+        _level(level, started[level.commit.attempt], watched[level.commit.attempt], slo, counted)
+        for level in cell.levels
+    )
     try:
         stop = _stop(cell)
         search = stop.why if stop else ""
@@ -342,13 +382,12 @@ def _cell(cell: Cell, slo: Slo, host: Mapping[str, object]) -> CellResult:
         verdict=_verdict(cell, stop, slo),
         search=search,
         hardware=_hardware(cell, timeline, host),
-        levels=tuple(
-            _level(level, started[level.commit.attempt], watched[level.commit.attempt], slo) for level in cell.levels
-        ),
+        levels=levels,
         unfinished_concurrency=cell.unfinished.concurrency if cell.unfinished else None,
         servers=tuple(attempt.server for attempt in cell.attempts if attempt.server is not None),
         bill=_bill(cell.server, timeline),
         timeline=timeline,
+        traffic=traffic(counted, cell.asked),
         incidents=tuple(_incidents(cell)),
     )
 

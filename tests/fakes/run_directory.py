@@ -84,6 +84,8 @@ class FakeCell:
     """The budget cut the search after `levels` levels."""
     server: Mapping[str, object] = field(default_factory=dict)
     log: str = "main: server is listening\n"
+    power_w: float | None = None
+    """Of the card, where `source` is one."""
 
 
 def asked_cell(deployment: str, workload: str, /, **more: object) -> AskedCell:
@@ -391,7 +393,8 @@ def _idle(cell: FakeCell, writer: _Writer) -> list[Sample]:
 
 def _memory(cell: FakeCell, at_ns: int, mib: float) -> Sample:
     name = "pss_bytes" if cell.source == "tree" else "memory_used_bytes"
-    return Sample(at_ns=at_ns, source=cell.source, values={name: round(mib * MIB)})
+    power = {} if cell.power_w is None else {"power_w": cell.power_w}
+    return Sample(at_ns=at_ns, source=cell.source, values={name: round(mib * MIB), **power})
 
 
 def _watch(cell: FakeCell, spec: LevelSpec, run: LevelRun) -> list[Sample]:
