@@ -18,9 +18,10 @@ from markupsafe import Markup, escape
 from orchestrator.journal import RunFiles
 from reports import figures
 from reports.charts import colour_variable, dash
+from reports.comparison import Comparison
 from reports.result import Result, result, write_derived
 from reports.run import read_run
-from reports.sections import belief, bought, breaks, decision, repeat, times
+from reports.sections import belief, bought, breaks, decision, repeat, times, versus
 from reports.sections.glossary import TERMS
 
 _PLAN_CHARACTERS = 64 * 1024
@@ -89,6 +90,8 @@ def render(found: Result, plan_text: str) -> str:
     cards = decision.cards(found)
     return environment.get_template("report.html").render(
         result=found,
+        page_title=found.title,
+        version=found.loadproof_version,
         style=style,
         style_source=style_source,
         cards=cards,
@@ -111,6 +114,26 @@ def render(found: Result, plan_text: str) -> str:
         plan=_clip(plan_text, _PLAN_CHARACTERS),
         terms=TERMS,
     )
+
+
+def render_comparison(a: Result, b: Result, found: Comparison) -> str:
+    """The page of a comparison of two results."""
+    environment = _environment()
+    style, style_source = _style(environment)
+    return environment.get_template("compare.html").render(
+        page_title=f"{found.title_b} against {found.title_a}",
+        version=b.loadproof_version,
+        style=style,
+        style_source=style_source,
+        found=found,
+        cells=versus.versus(a, b, found),
+        terms=TERMS,
+    )
+
+
+def write_comparison(a: Result, b: Result, found: Comparison, path: Path) -> None:
+    """Write the page of a comparison. Raises HostError if the file cannot be written."""
+    write_derived(path, render_comparison(a, b, found).encode())
 
 
 def write_report(run_dir: Path, out: Path | None = None, *, found: Result | None = None) -> Path:

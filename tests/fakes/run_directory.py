@@ -225,7 +225,7 @@ def _climb(writer: _Writer, cell: FakeCell, attempt: int, history: list[Outcome]
         for sample in _idle(cell, writer):
             samples.append(sample)
         while isinstance(step := next_step(history, cell.rules), Measure):
-            spec = _spec(cell, step, len(history))
+            spec = _spec(cell, step)
             if cell.levels is not None and len(history) >= cell.levels and cell.note is not None:
                 return "cut"
             writer.journal.append(
@@ -245,11 +245,11 @@ def _climb(writer: _Writer, cell: FakeCell, attempt: int, history: list[Outcome]
         samples.close()
 
 
-def _spec(cell: FakeCell, step: Measure, position: int) -> LevelSpec:
+def _spec(cell: FakeCell, step: Measure) -> LevelSpec:
     return LevelSpec(
         concurrency=step.concurrency,
         purpose=step.purpose,
-        seed=1000 + position,
+        seed=1000 * step.concurrency + step.replicate,
         requests=max(cell.requests, 10 * step.concurrency if cell.requests >= 60 else 0),
         min_seconds=1.0,
         max_seconds=600.0,
