@@ -152,11 +152,10 @@ class TokenEvents(NamedTuple):
     def of(cls, records: Sequence[RequestRecord]) -> TokenEvents:
         events = np.array([len(r.token_ns) for r in records], np.int64)
         total = int(events.sum())
-        counts = (r.token_counts or itertools.repeat(1, len(r.token_ns)) for r in records)
         return cls(
             at_ns=np.fromiter(itertools.chain.from_iterable(r.token_ns for r in records), np.int64, total),
             request=np.repeat(np.arange(len(records)), events),
-            tokens=np.fromiter(itertools.chain.from_iterable(counts), np.int64, total),
+            tokens=_event_tokens(records, total),
         )
 
     def inter_token_ms(self) -> Floats:
@@ -164,6 +163,14 @@ class TokenEvents(NamedTuple):
         follows = self.request[1:] == self.request[:-1]
         tokens = self.tokens[1:][follows]
         return np.repeat(np.diff(self.at_ns)[follows] / np.maximum(tokens, 1) / NS_PER_MS, tokens)
+
+
+def _event_tokens(records: Sequence[RequestRecord], total: int) -> Ints:
+    """Tokens of each event; one each where the stream tells no counts, which is nearly always."""
+    if not any(r.token_counts for r in records):
+        return np.ones(total, np.int64)
+    counts = (r.token_counts or itertools.repeat(1, len(r.token_ns)) for r in records)
+    return np.fromiter(itertools.chain.from_iterable(counts), np.int64, total)
 
 
 def _inter_token_ms(measured: Sequence[RequestRecord]) -> Floats:
@@ -206,6 +213,10 @@ class Arrivals(NamedTuple):
     at_ns: Ints
     tokens: Floats
 
+    def within(self, window: Window) -> Arrivals:
+        inside = (self.at_ns > window[0]) & (self.at_ns <= window[1])
+        return Arrivals(self.at_ns[inside], self.tokens[inside])
+
 
 def output_arrivals(records: Sequence[RequestRecord], window: Window) -> Arrivals | None:
     """Arrivals of output tokens inside the window, failed requests left out.
@@ -219,8 +230,7 @@ def output_arrivals(records: Sequence[RequestRecord], window: Window) -> Arrival
     events = TokenEvents.of(done)
     told = np.bincount(events.request, weights=events.tokens, minlength=len(done))
     scale = np.array([r.out_tokens for r in done], np.float64) / np.maximum(told, 1)
-    inside = (events.at_ns > window[0]) & (events.at_ns <= window[1])
-    return Arrivals(events.at_ns[inside], (events.tokens * scale[events.request])[inside])
+    return Arrivals(events.at_ns, events.tokens * scale[events.request]).within(window)
 
 
 def output_tokens_in(records: Sequence[RequestRecord], window: Window) -> float | None:

@@ -22,9 +22,9 @@ from orchestrator.judge.bounds import (
     percentile_interval,
 )
 from orchestrator.metrics import (
+    Arrivals,
     is_good,
     measured_records,
-    output_arrivals,
     steady_window,
     tpot_values_ms,
     ttft_values_ms,
@@ -62,8 +62,8 @@ NEEDED = least_n_eff(P95, two_sided=True, alpha=ALPHA)
 """n_eff from which a p95 has an interval that is bounded on both sides."""
 
 
-def certainty(run: LevelRun, records: Sequence[RequestRecord], slo: Slo) -> Certainty:
-    """The intervals of a level, from its records of all phases."""
+def certainty(run: LevelRun, records: Sequence[RequestRecord], slo: Slo, arrivals: Arrivals | None) -> Certainty:
+    """The intervals of a level, from its records of all phases and the arrivals of its output tokens."""
     measured = measured_records(records)
     good, size = per_batch([is_good(r, slo) for r in measured])
     share = attainment_bounds(good, size, ALPHA / 2) if size else None
@@ -74,7 +74,7 @@ def certainty(run: LevelRun, records: Sequence[RequestRecord], slo: Slo) -> Cert
         design_effect=share.design_effect if share else None,
         ttft_p95_ms=_p95(ttft_values_ms(measured)),
         tpot_p95_ms=_p95(tpot_values_ms(measured)),
-        output_tokens_per_s=_throughput(run, records),
+        output_tokens_per_s=_throughput(run, arrivals),
     )
 
 
@@ -90,13 +90,12 @@ def _p95(values: Sequence[float]) -> Estimate:
     )
 
 
-def _throughput(run: LevelRun, records: Sequence[RequestRecord]) -> Estimate:
+def _throughput(run: LevelRun, arrivals: Arrivals | None) -> Estimate:
     """Output tokens a second over ten equal spans of the steady window."""
     window = steady_window(run)
-    arrivals = output_arrivals(records, window) if window else None
     if window is None or arrivals is None:
         return Estimate()
-    edges = np.linspace(window[0], window[1], BATCHES + 1)
-    tokens, _ = np.histogram(arrivals.at_ns, bins=edges, weights=arrivals.tokens)
+    inside = arrivals.within(window)
+    tokens, _ = np.histogram(inside.at_ns, bins=np.linspace(window[0], window[1], BATCHES + 1), weights=inside.tokens)
     found = batch_mean_bounds((tokens / ((window[1] - window[0]) / BATCHES / NS_PER_S)).tolist(), ALPHA / 2)
     return Estimate(value=found.mean, lower=max(0.0, found.lower), upper=found.upper)

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from orchestrator.clock import NS_PER_MS, NS_PER_S
-from orchestrator.metrics import Floats, Ints, output_arrivals, steady_window, ttft_ns
+from orchestrator.metrics import Arrivals, Floats, Ints, steady_window, ttft_ns
 from orchestrator.records import LevelRun, RequestRecord, Sample
 from reports.timeline import best_source, memory_series, thin
 
@@ -45,11 +45,12 @@ class Course(msgspec.Struct, frozen=True, kw_only=True):
     """What the engine and the card told: ``kv_use``, ``waiting``, ``power_w`` (all cards), ``throttled`` (0 or 1)."""
 
 
-def course(run: LevelRun, records: Sequence[RequestRecord], samples: Sequence[Sample]) -> Course:
-    """The course of a level, from its records of all phases and the samples taken meanwhile."""
+def course(
+    run: LevelRun, records: Sequence[RequestRecord], samples: Sequence[Sample], arrivals: Arrivals | None
+) -> Course:
+    """The course of a level, from its records of all phases, the arrivals of its tokens and what was sampled."""
     start, end = run.started_ns, max(run.ended_ns, run.started_ns + 1)
     edges = np.linspace(start, end, BINS + 1)
-    arrivals = output_arrivals(records, (start, end))
     window = steady_window(run)
     first = sorted((r.sent_ns, ns / NS_PER_MS) for r in records if (ns := ttft_ns(r)) is not None)
     return Course(

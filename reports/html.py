@@ -17,7 +17,7 @@ from markupsafe import Markup, escape
 
 from orchestrator.journal import RunFiles
 from reports import figures
-from reports.charts import colour_variable, dash
+from reports.charts import colour_variable, dash, unchecked
 from reports.comparison import Comparison
 from reports.result import Result, result, write_derived
 from reports.run import read_run
@@ -133,7 +133,9 @@ def render_comparison(a: Result, b: Result, found: Comparison) -> str:
 
 def write_comparison(a: Result, b: Result, found: Comparison, path: Path) -> None:
     """Write the page of a comparison. Raises HostError if the file cannot be written."""
-    write_derived(path, render_comparison(a, b, found).encode())
+    with unchecked():
+        page = render_comparison(a, b, found)
+    write_derived(path, page.encode())
 
 
 def write_report(run_dir: Path, out: Path | None = None, *, found: Result | None = None) -> Path:
@@ -143,7 +145,8 @@ def write_report(run_dir: Path, out: Path | None = None, *, found: Result | None
     and HostError if the file cannot be written.
     """
     run = read_run(run_dir)
-    page = render(found or result(run), run.plan_text())
+    with unchecked():
+        page = render(found or result(run), run.plan_text())
     path = out or RunFiles(run_dir).report
     write_derived(path, page.encode())
     return path

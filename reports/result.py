@@ -18,7 +18,7 @@ from orchestrator.journal import RunFiles, hash_files
 from orchestrator.judge.level import judge_level
 from orchestrator.judge.margin import CellVerdict, cell_verdict
 from orchestrator.judge.search import Outcome, SearchRules, Stop, next_step
-from orchestrator.metrics import Series, level_stats, steady_window
+from orchestrator.metrics import Series, level_stats, output_arrivals, steady_window
 from orchestrator.records import (
     AskedCell,
     ClientHealth,
@@ -162,6 +162,7 @@ def _level(level: Level, started_ns: int, watched: Sequence[Sample], slo: Slo, c
     records = level.records()
     counted.add(records)
     samples = [sample for sample in watched if run.started_ns <= sample.at_ns <= commit.at_ns]
+    arrivals = output_arrivals(records, (run.started_ns, run.ended_ns))
     power = _power_w(samples, run)
     rate = stats.output_tokens_per_s
     return LevelResult(
@@ -179,9 +180,9 @@ def _level(level: Level, started_ns: int, watched: Sequence[Sample], slo: Slo, c
         health=run.health,
         workload_sha256=commit.workload_sha256,
         judged_again="same" if _agrees(commit, records, samples, slo) else "differs",
-        certainty=certainty(run, records, slo),
+        certainty=certainty(run, records, slo, arrivals),
         compat=compat(records),
-        course=course(run, records, samples),
+        course=course(run, records, samples, arrivals),
         tokens_from=tuple(sorted({r.tokens_from for r in records if r.failure is None})),
         power_w=power,
         energy_j_per_output_token=power / rate if power is not None and rate else None,

@@ -73,6 +73,8 @@ class FakeCell:
     rules: SearchRules = field(default_factory=lambda: SearchRules(maximum=64))
     requests: int = 60
     """Least measured requests of a level."""
+    tokens: int = TOKENS
+    """Output tokens of a request, each an event."""
     loop_lag_ms: Callable[[int], float] = lambda c: 0.4
     dies_at: int | None = None
     """Concurrency at which the server is killed for its memory."""
@@ -354,7 +356,7 @@ def _request(
 ) -> RequestRecord:
     first = sent_ns + round(cell.ttft_ms(c) * noise.uniform(0.9, 1.1) * NS_PER_MS)
     step = cell.tpot_ms(c) * noise.uniform(0.97, 1.03) * NS_PER_MS
-    tokens = tuple(first + round(i * step) for i in range(TOKENS))
+    tokens = tuple(first + round(i * step) for i in range(cell.tokens))
     base = RequestRecord(
         seq=seq,
         request_id=f"r{seq}",
@@ -363,7 +365,7 @@ def _request(
         sent_ns=sent_ns,
         end_ns=tokens[-1] + NS_PER_MS,
         asked_in=512,
-        asked_out=TOKENS,
+        asked_out=cell.tokens,
         stamp="kernel",
         user=user,
     )
@@ -380,7 +382,7 @@ def _request(
         first_ns=first,
         last_ns=tokens[-1],
         in_tokens=512,
-        out_tokens=TOKENS,
+        out_tokens=cell.tokens,
         tokens_from="usage",
         finish="length",
         token_ns=tokens,

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from fakes.run_directory import FakeCell, asked_cell, build_run
 
+import reports.certainty
+import reports.course
 from orchestrator.clock import NS_PER_MS, NS_PER_S
 from orchestrator.judge.search import SearchRules
+from orchestrator.metrics import output_arrivals
 from orchestrator.records import ClientHealth, Failure, LevelRun, LevelSpec, RequestRecord, Sample, Slo
-from reports.certainty import Estimate, certainty
+from reports.certainty import Certainty, Estimate
 from reports.compat import Spread, compat, spread
-from reports.course import course
+from reports.course import Course
 from reports.result import result
 from reports.run import read_run
 from reports.traffic import EDGES, Counted, lengths, traffic
@@ -72,6 +75,14 @@ def level_run(start_ms: int, end_ms: int, ended_ms: int) -> LevelRun:
         in_flight_integral_s=1.0,
         health=ClientHealth(loop_lag_ms_p99=0, send_lag_ms_p99=0, cpu_s=0, wall_s=1, kernel_share=1),
     )
+
+
+def certainty(run: LevelRun, records: list[RequestRecord], slo: Slo) -> Certainty:
+    return reports.certainty.certainty(run, records, slo, output_arrivals(records, (run.started_ns, run.ended_ns)))
+
+
+def course(run: LevelRun, records: list[RequestRecord], samples: list[Sample]) -> Course:
+    return reports.course.course(run, records, samples, output_arrivals(records, (run.started_ns, run.ended_ns)))
 
 
 def test_the_same_requests_in_the_words_of_other_tools() -> None:
