@@ -18,6 +18,7 @@ from altair.utils import schemapi
 from markupsafe import Markup, escape
 
 from reports.figures import clean
+from reports.traffic import EDGES
 
 WIDTH, HEIGHT = 370, 200
 _BRACKETS_PX = 24
@@ -252,6 +253,50 @@ def bill_chart(bars: Sequence[tuple[str, Sequence[float]]], items: Sequence[str]
     label = _chart(names).mark_text(align="left", dy=-17, color=_INK, fontSize=12, limit=WIDTH)
     label = label.encode(y=alt.Y("bar:N"), x=alt.value(0), text="text:N")
     return _svg([chart, label], "Memory by item", described, height=46 * max(1, len(bars)))
+
+
+# --- lengths ----------------------------------------------------------------------------------------------------
+
+
+class LengthCurve(NamedTuple):
+    """A distribution of token counts."""
+
+    name: str
+    """asked (filled), served, or preset."""
+    counts: tuple[int, ...]
+    """In half octaves from 1 token (`reports.traffic.EDGES`)."""
+
+
+_LENGTH_SLOTS = {"served": 1, "preset": 6}
+
+
+def length_chart(curves: Sequence[LengthCurve], *, title: str, described: str) -> Markup:
+    """Share of the requests by length, on a logarithmic axis."""
+    used = [i for curve in curves for i, number in enumerate(curve.counts) if number]
+    first, last = max(0, min(used) - 1), max(used) + 1
+    x = alt.X(
+        "t:Q",
+        title="tokens, log scale",
+        scale=alt.Scale(type="log", base=2, domain=[EDGES[first], EDGES[min(last + 1, len(EDGES) - 1)]], nice=False),
+        axis=alt.Axis(grid=False, values=[2.0**i for i in range(len(EDGES) // 2 + 1)], format=",d", labelOverlap=True),
+    )
+    y = alt.Y("y:Q", title="share of requests", axis=alt.Axis(format="%", tickCount=4), scale=alt.Scale(nice=False))
+    layers = []
+    for curve in curves:
+        total = sum(curve.counts)
+        shown = [*curve.counts[first : last + 1], 0]
+        rows = [
+            {"t": EDGES[first + i], "y": number / total} for i, number in enumerate(shown) if first + i < len(EDGES)
+        ]
+        if curve.name == "asked":
+            mark = _chart(rows).mark_area(interpolate="step-after", color=_ITEM_COLOURS[0], opacity=0.3)
+        else:
+            slot = _LENGTH_SLOTS[curve.name]
+            mark = _chart(rows).mark_line(
+                interpolate="step-after", color=f"#5e000{slot}", strokeWidth=1.75, strokeDash=list(dash(slot))
+            )
+        layers.append(mark.encode(x=x, y=y))
+    return _svg(layers, title, described, height=150)
 
 
 # --- axes -------------------------------------------------------------------------------------------------------

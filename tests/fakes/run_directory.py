@@ -88,6 +88,9 @@ class FakeCell:
     log: str = "main: server is listening\n"
     power_w: float | None = None
     """Of the card, where `source` is one."""
+    failure_detail: str = "<b>overloaded</b>"
+    samples_named: str = ""
+    """A further source and value that the watch tells, under this name."""
 
 
 def asked_cell(deployment: str, workload: str, /, **more: object) -> AskedCell:
@@ -375,7 +378,7 @@ def _request(
             base, end_ns=sent_ns + 5 * NS_PER_MS, failure=Failure(kind="refused", detail="connection refused")
         )
     if cell.failing(c) and seq % 5 == 0:
-        return replace(base, end_ns=first, failure=Failure(kind="status", status=503, detail="<b>overloaded</b>"))
+        return replace(base, end_ns=first, failure=Failure(kind="status", status=503, detail=cell.failure_detail))
     return replace(
         base,
         first_byte_ns=first - NS_PER_MS,
@@ -406,4 +409,7 @@ def _watch(cell: FakeCell, spec: LevelSpec, run: LevelRun) -> list[Sample]:
         running = min(c, cell.slots)
         values = {"running": float(running), "waiting": float(c - running), "kv_use": min(1.0, running / cell.slots)}
         found.append(Sample(at_ns=at_ns, source="engine", values=values))
+        if cell.samples_named:
+            named = {cell.samples_named: 1.0, "memory_used_bytes": 1.0, "power_w": 1.0}
+            found.append(Sample(at_ns=at_ns, source=f"gpu:{cell.samples_named}", values=named))
     return found
