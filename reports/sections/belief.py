@@ -98,9 +98,11 @@ def _sureness(cell: CellResult, level: LevelResult) -> Sureness:
 
 
 def interval(found: Estimate, text: Callable[[float | None], str]) -> str:
-    """``330 ms to 342 ms``; ``over 330 ms`` where too few requests bound it above."""
+    """``330 to 342 ms``; ``over 330 ms`` where too few requests bound it above."""
     if found.lower is not None and found.upper is not None:
-        return f"{text(found.lower)} to {text(found.upper)}"
+        low, high = text(found.lower), text(found.upper)
+        unit = " " + high.rpartition(" ")[2]
+        return f"{low.removesuffix(unit)} to {high}"
     if found.lower is not None:
         return f"over {text(found.lower)}"
     return NONE if found.upper is None else f"under {text(found.upper)}"

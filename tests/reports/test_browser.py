@@ -80,6 +80,16 @@ def test_it_prints_with_everything_unfolded_but_the_courses_that_decided_nothing
     browser.call("Emulation.setEmulatedMedia", media="")
 
 
+@pytest.mark.parametrize("report", ["twelve", "one", "dies", "external"], indirect=True)
+def test_no_table_is_wider_than_the_paper(browser: Page, report: Path) -> None:
+    """A4 less its margins is 184 mm, which is 695 px."""
+    browser.open(report, 695)
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    wide = "[...document.querySelectorAll('table, svg, pre')].filter(e => e.getBoundingClientRect().right > 697)"
+    assert browser.evaluate(f"{wide}.map(e => e.closest('section').id + ' ' + e.className)") == []
+    browser.call("Emulation.setEmulatedMedia", media="")
+
+
 def test_no_hostile_string_runs_or_leaves_its_element(browser: Page, tmp_path: Path) -> None:
     browser.open(write_report(hostile(tmp_path)), 390)
     assert browser.said() == []
@@ -147,7 +157,8 @@ def test_a_picture_has_the_width_that_was_asked(browser: Page, report: Path) -> 
     assert (width, height > 2000) == (390, True)
 
 
-AXE_TOLD = """(found => (found.passes.length > 20 ? [] : ['axe hardly ran']).concat(found.violations.filter(v => ['serious', 'critical'].includes(v.impact))
+AXE_TOLD = """(found => (found.passes.length > 20 ? [] : ['axe hardly ran']).concat(found.violations
+  .filter(v => ['serious', 'critical'].includes(v.impact))
   .map(v => v.id + ': ' + v.nodes.slice(0, 3).map(n => n.html.slice(0, 160)).join(' | '))))"""
 
 CONTRAST = """(() => {
