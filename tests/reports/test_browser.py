@@ -174,7 +174,7 @@ CONTRAST = """(() => {
   };
   let checked = 0; const poor = [];
   for (const e of document.querySelectorAll('body *')) {
-    if (e.closest('.skip') || ![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())) continue;
+    if (e.closest('.skip, title') || ![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())) continue;
     const style = getComputedStyle(e), svg = e instanceof SVGElement;
     const [a, b] = [light(parts(svg ? style.fill : style.color)), light(ground(e))].sort((x, y) => y - x);
     checked += 1;
