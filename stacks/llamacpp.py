@@ -14,7 +14,7 @@ from stacks.logs import MIB, Fact, failure
 from stacks.openai import ChatWire, CompletionsWire, Dialect, count, error_text
 from stacks.prometheus import Metric
 from stacks.settings import Release, Values
-from stacks.sheet import QUIET_HUB, DataSheet
+from stacks.sheet import ANY_REVISION, QUIET_HUB, DataSheet
 
 DEFAULT_SLOTS = 4
 DEFAULT_BATCH_TOKENS = 2048
@@ -175,6 +175,7 @@ class LlamaCpp(DataSheet):
     refused: ClassVar[Mapping[str, str]] = {
         "memory_fraction": "It takes what context_tokens and max_concurrency need.",
         "kv_cache_bytes": "llama.cpp sizes its KV cache in tokens: kv_cache_tokens.",
+        "revision": ANY_REVISION,
     }
     dialect = Dialect(length="ignore_eos", fields={"cache_prompt": False})
     start_marker = re.compile(r"loading model '")

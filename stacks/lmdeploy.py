@@ -79,8 +79,8 @@ class LmDeploy(DataSheet):
     shm_bytes = 16 * GIB
     start_timeout_s = 1800.0
 
-    quantizations = Values.growing(("0.14.0", "hf awq gptq compressed-tensors fp8 mxfp4", ""))
-    on_load: ClassVar[Mapping[str, str]] = {"fp8": "", "hf": ""}
+    quantizations = Values.growing(("0.14.0", "awq gptq compressed-tensors fp8 mxfp4", ""))
+    on_load: ClassVar[Mapping[str, str]] = {"fp8": ""}
     kv_dtypes = Values((((0, 0, 0), tuple(KV_POLICIES)),))
     dtypes = ("float16", "bfloat16")
     refused: ClassVar[Mapping[str, str]] = {

@@ -16,6 +16,7 @@ from stacks.settings import Release, Values, dotted, not_accepted, release, rele
 
 NEVER = re.compile(r"(?!)")
 GIB = 2**30
+ANY_REVISION = "It takes the newest one: download the revision, and name its folder or file as the model."
 QUIET_HUB = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 
 

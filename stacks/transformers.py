@@ -11,7 +11,7 @@ from stacks.command import Flag, command_words, when
 from stacks.logs import MIB, Fact, failure
 from stacks.openai import ChatWire, Dialect, TextCompletionsWire
 from stacks.settings import Values
-from stacks.sheet import QUIET_HUB, DataSheet
+from stacks.sheet import ANY_REVISION, QUIET_HUB, DataSheet
 
 BLOCK_TOKENS = 256
 DEFAULT_BATCHED_TOKENS = 8192
@@ -58,16 +58,21 @@ class Transformers(DataSheet):
     refused: ClassVar[Mapping[str, str]] = {
         "kv_cache_bytes": "Its pool is sized in tokens: kv_cache_tokens.",
         "max_concurrency": "It runs what its cache holds: kv_cache_tokens bounds it.",
-        "context_tokens": "The model decides: leave it out.",
+        "revision": ANY_REVISION,
     }
     dialect = Dialect(length="config_string")
     facts = FACTS
     failures = FAILURES
 
     def more_problems(self, deployment: Deployment) -> list[Setting]:
-        if deployment.launch == "external" or deployment.served_name in (None, deployment.model):
+        if deployment.launch == "external":
             return []
-        return [Setting("served_name", "It serves a model under its own name.", "Leave served_name out.")]
+        found = []
+        if deployment.served_name not in (None, deployment.model):
+            found.append(Setting("served_name", "It serves a model under its own name.", "Leave served_name out."))
+        if deployment.tensor_parallel > 1:
+            found.append(Setting("tensor_parallel", "It serves from one device.", "Leave tensor_parallel out."))
+        return found
 
     def arguments(self, deployment: Deployment, host: str, port: int) -> tuple[str, ...]:
         tokens = deployment.kv_cache_tokens
@@ -90,4 +95,7 @@ class Transformers(DataSheet):
         return {"NO_COLOR": "1", **QUIET_HUB}
 
     def notes(self, deployment: Deployment) -> list[str]:
-        return [*super().notes(deployment), "transformers serve tells no metrics: its KV use and queue are not seen."]
+        found = [*super().notes(deployment), "transformers serve tells no metrics: its KV use and queue are not seen."]
+        if deployment.launch != "external" and deployment.context_tokens is not None:
+            found.append("context_tokens bounds the requests alone: transformers serve has no such limit.")
+        return found
