@@ -42,7 +42,14 @@ FACTS = (
     Fact("kv_type", re.compile(r"\bsize\s+=.*\bK \((?P<value>\w+)\):"), None),
     Fact("file_type", re.compile(r"print_info: file type\s+= (?P<value>.+?)\s*$"), None),
     Fact("compute_bytes", re.compile(r":\s+(?P<part>\S+) compute buffer size =\s*(?P<value>[\d.]+) MiB"), MIB, "parts"),
-    Fact("fit", re.compile(r"(?P<value>cannot meet free memory targets? (?:of|on all devices)[^,]*)"), None),
+    Fact(
+        "fit",
+        re.compile(
+            r"(?P<value>cannot meet free memory targets? (?:of|on all devices)[^,]*"
+            r"|failed to fit params to free device memory)"
+        ),
+        None,
+    ),
 )
 _BUILD = re.compile(r"build(?:_info)?:? (?P<build>b?\d+ ?[-(]\w+)")
 _CONTEXT = re.compile(r"constructing llama_context")
@@ -345,15 +352,15 @@ def _weight_facts(lines: Sequence[str]) -> dict[str, float | str]:
     of a device proves it.
     """
     buffers = dict(_buffers(lines, _WEIGHTS))
-    device = sum(size for name, size in buffers.items() if not _on_host(name))
-    host = sum(size for name, size in buffers.items() if _on_host(name))
-    if not buffers:
-        return {}
+    device = [size for name, size in buffers.items() if not _on_host(name)]
+    host = [size for name, size in buffers.items() if _on_host(name)]
     if not device:
-        return {"weights_bytes": host, "gpu_layers": 0.0}
+        return {"weights_bytes": sum(host), "gpu_layers": 0.0} if host else {}
+    facts: dict[str, float | str] = {"weights_bytes": sum(device)}
+    if host:
+        facts["host_weights_bytes"] = sum(host)
     layers = [float(found["n"]) for line in lines if (found := _LAYERS.search(line))]
-    more: dict[str, float | str] = {"gpu_layers": layers[-1]} if layers else {}
-    return {"weights_bytes": device, "host_weights_bytes": host, **more}
+    return {**facts, "gpu_layers": layers[-1]} if layers else facts
 
 
 def _kv_facts(lines: Sequence[str]) -> dict[str, float | str]:

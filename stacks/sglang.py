@@ -10,7 +10,7 @@ from stacks.base import Capabilities, Deployment, Readiness, Wire
 from stacks.command import Flag, command_words, when
 from stacks.logs import GIB, Fact, failure, number_of
 from stacks.openai import ChatWire, CompletionsWire, Dialect
-from stacks.prometheus import Metric
+from stacks.prometheus import Metric, values_of
 from stacks.settings import Values
 from stacks.sheet import QUIET_HUB, DataSheet
 
@@ -97,10 +97,15 @@ METRICS = {
     "preemptions_total": (Metric("sglang:num_retracted_requests_total"),),
     "prompt_tokens_total": (Metric("sglang:prompt_tokens_total"),),
     "output_tokens_total": (Metric("sglang:generation_tokens_total"),),
-    "cached_tokens_total": (Metric("sglang:cached_tokens_total"),),
+    "cached_tokens_total": (
+        Metric("sglang:cached_tokens_total"),  # from its first hit on; the other one from the start, in newer releases
+        Metric("sglang:prefill_effective_tokens_total", {"mode": "device_hit"}),
+    ),
     "kv_tokens": (Metric("sglang:max_total_num_tokens"),),
     "kv_used_tokens": (Metric("sglang:kv_used_tokens"), Metric("sglang:num_used_tokens")),
 }
+RETRACTED_NOW = {"retracted": (Metric("sglang:num_retracted_reqs"),)}
+"""The gauge that stands beside the counter of retractions, which appears with the first one."""
 
 
 class Sglang(DataSheet):
@@ -182,10 +187,9 @@ class Sglang(DataSheet):
 
     def metric_values(self, text: str) -> dict[str, float]:
         values = super().metric_values(text)
-        # From 0.5.9 (which has the gauge kv_tokens) labelled counters appear with their first event: absent is 0.
-        if "kv_tokens" in values and "prompt_tokens_total" in values:
+        # The counter came with 0.5.9, as did the gauge of kv_tokens: where both gauges are, no counter means none yet.
+        if "kv_tokens" in values and values_of(text, RETRACTED_NOW):
             values.setdefault("preemptions_total", 0.0)
-            values.setdefault("cached_tokens_total", 0.0)
         return values
 
     def notes(self, deployment: Deployment) -> list[str]:
