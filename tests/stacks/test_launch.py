@@ -12,6 +12,7 @@ import pytest
 
 from stacks.base import Deployment, LaunchKind, LaunchSpec
 from stacks.catalog import BUILT_IN
+from stacks.command import options
 from stacks.sheet import DataSheet
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "stacks"
@@ -72,18 +73,12 @@ def lines_of(spec: LaunchSpec) -> Iterator[str]:
     yield f"{'patience':<12} {spec.start_timeout_s:g} s to start, {spec.stop_timeout_s:g} s to stop"
     yield from (f"{'mount':<12} {m.host} on {m.container}{' read-only' * m.read_only}" for m in spec.mounts)
     yield from (f"{'env':<12} {key}={value}" for key, value in sorted(spec.env.items()))
-    yield from (f"{'argv':<12} {words}" for words in together(spec.argv))
+    yield from (f"{'argv':<12} {words}" for words in rows(spec))
 
 
-def together(argv: tuple[str, ...]) -> list[str]:
-    """A flag and its values on one line."""
-    rows: list[str] = []
-    for word in argv:
-        if rows and rows[-1].startswith("-") and not (word.startswith("-") and not word.lstrip("-").isdigit()):
-            rows[-1] += f" {word}"
-        else:
-            rows.append(word)
-    return rows
+def rows(spec: LaunchSpec) -> list[str]:
+    """A flag and its value on one line."""
+    return [" ".join(words) for words in options(spec.argv)]
 
 
 def pages(stack: DataSheet) -> Iterator[str]:
@@ -109,15 +104,15 @@ def pages(stack: DataSheet) -> Iterator[str]:
 
 def tables(stack: DataSheet) -> Iterator[str]:
     """What each quantization and each KV type adds to the command line of the newest release, or takes from it."""
-    base = set(together(stack.launch(deployment(stack.name, "docker"), "h", 1).argv))
-    rows = {"quantization": stack.quantizations.at(None), "kv_dtype": stack.kv_dtypes.at(None)}
-    for key, values in rows.items():
+    base = set(rows(stack.launch(deployment(stack.name, "docker"), "h", 1)))
+    values_of = {"quantization": stack.quantizations.at(None), "kv_dtype": stack.kv_dtypes.at(None)}
+    for key, values in values_of.items():
         yield f"# {key}"
         silent = []
         for value in values:
             asked = deployment(stack.name, "docker", **{key: value})
             assert {problem.key for problem in stack.problems(asked)} <= {"kv_dtype"}, "it is in its own table"
-            changes = [words for words in together(stack.launch(asked, "h", 1).argv) if words not in base]
+            changes = [words for words in rows(stack.launch(asked, "h", 1)) if words not in base]
             if not changes:
                 silent.append(value)
                 continue
