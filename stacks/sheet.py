@@ -194,24 +194,22 @@ class DataSheet(Stack):
     # --- what the report says -----------------------------------------------------------------------------------
 
     def notes(self, deployment: Deployment) -> list[str]:
-        found = [self.status] if self.status else []
-        found += self._version_notes(deployment)
+        number = self.release(deployment)
+        told = (self.status, self.version_note(dotted(number) if number else None))
+        found = [sentence for sentence in told if sentence]
         if deployment.launch != "external":
             found += self._weight_notes(deployment)
         return found
 
-    def _version_notes(self, deployment: Deployment) -> list[str]:
-        number = self.release(deployment)
-        if self.versions is None or number is None:
-            return []
-        oldest, newest = (release(text) for text in self.versions)
-        known = " to ".join(self.versions)
-        if (newest and number > newest) or (oldest and number < oldest):
-            return [
-                f"{self.title} {dotted(number)} lies outside of what is known ({known}): a log line or metric "
-                "that it has renamed is shown as not reported."
-            ]
-        return []
+    def version_note(self, version: str | None) -> str | None:
+        number = release(version)
+        oldest, newest = map(release, self.versions or ("", ""))
+        if number is None or oldest is None or newest is None or oldest <= number <= newest:
+            return None
+        return (
+            f"{self.title} {dotted(number)} lies outside of what is known ({dotted(oldest)} to {dotted(newest)}): "
+            "a log line or a metric that it has renamed is shown as not reported."
+        )
 
     def _weight_notes(self, deployment: Deployment) -> list[str]:
         asked = deployment.quantization

@@ -58,6 +58,8 @@ class FakeEngine:
             write(writer, 200, text.encode())
         elif path in ("/health", "/props"):
             write(writer, 200, b'{"status": "ok"}')
+        elif path == "/version" and self.options.version:
+            write(writer, 200, json.dumps({"version": self.options.version}).encode())
         elif path == "/v1/models":
             write(writer, 200, json.dumps({"data": [{"id": self.options.alias}]}).encode())
         else:
@@ -144,7 +146,8 @@ async def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--alias", default="fake")
+    parser.add_argument("--alias", "--served-model-name", default="fake")
+    parser.add_argument("--version", help="what /version tells, as vLLM's does")
     parser.add_argument("--capacity", type=int, default=1_000_000)
     parser.add_argument("--mode", default="ok")
     parser.add_argument("--truth")
