@@ -14,7 +14,7 @@ from stacks.logs import MIB, Fact, failure
 from stacks.openai import ChatWire, CompletionsWire, Dialect, count, error_text
 from stacks.prometheus import Metric
 from stacks.settings import Release, Values
-from stacks.sheet import ANY_REVISION, QUIET_HUB, DataSheet
+from stacks.sheet import ANY_REVISION, DataSheet
 
 DEFAULT_SLOTS = 4
 DEFAULT_BATCH_TOKENS = 2048
@@ -183,6 +183,7 @@ class LlamaCpp(DataSheet):
         "memory_fraction": "It takes what context_tokens and max_concurrency need.",
         "kv_cache_bytes": "llama.cpp sizes its KV cache in tokens: kv_cache_tokens.",
         "revision": ANY_REVISION,
+        "tensor_parallel": 'It splits by layer over all GPUs it is given; args = ["-sm", "row"] changes that.',
     }
     dialect = Dialect(length="ignore_eos", fields={"cache_prompt": False})
     start_marker = re.compile(r"loading model '")
@@ -201,21 +202,15 @@ class LlamaCpp(DataSheet):
         return quantization.upper()
 
     def more_problems(self, deployment: Deployment) -> list[Setting]:
-        found = []
         asked, stands = deployment.quantization, file_type(deployment.model)
-        if asked is not None and stands is not None and not stands.startswith(asked.upper()):
-            message = f"The file decides the quantization, and {deployment.model} is named {stands}, not {asked}."
-            found.append(Setting("quantization", message, "Name another file, or leave the key out."))
-        if deployment.tensor_parallel > 1:
-            remedy = 'It splits by layer over all GPUs it is given; args = ["-sm", "row"] changes that.'
-            found.append(Setting("tensor_parallel", "llama.cpp has no such setting.", remedy))
-        return found
+        if asked is None or stands is None or stands.startswith(asked.upper()):
+            return []
+        message = f"The file decides the quantization, and {deployment.model} is named {stands}, not {asked}."
+        return [Setting("quantization", message, "Name another file, or leave the key out.")]
 
     # --- what to start ------------------------------------------------------------------------------------------
 
-    def served_name(self, deployment: Deployment) -> str:
-        if deployment.served_name:
-            return deployment.served_name
+    def own_name(self, deployment: Deployment) -> str:
         return PurePosixPath(deployment.model).stem if is_file(deployment.model) else deployment.model
 
     def image(self, deployment: Deployment) -> str | None:
@@ -223,9 +218,6 @@ class LlamaCpp(DataSheet):
 
     def entrypoint(self, deployment: Deployment) -> tuple[str, ...] | None:
         return ("/app/llama-server",)
-
-    def environment(self, deployment: Deployment) -> Mapping[str, str]:
-        return QUIET_HUB
 
     def arguments(self, deployment: Deployment, host: str, port: int) -> tuple[str, ...]:
         slots = deployment.max_concurrency or DEFAULT_SLOTS

@@ -12,7 +12,7 @@ from stacks.logs import GIB, MIB, Fact, failure
 from stacks.openai import ChatWire, Dialect, TextCompletionsWire
 from stacks.prometheus import Metric
 from stacks.settings import Values
-from stacks.sheet import QUIET_HUB, DataSheet
+from stacks.sheet import DataSheet
 
 DEFAULT_SHARE = 0.8
 DEFAULT_SEQUENCES = 256
@@ -115,9 +115,6 @@ class LmDeploy(DataSheet):
             Flag("--log-level", "INFO"),
         ]
         return (deployment.model, *command_words(flags, deployment.args))
-
-    def environment(self, deployment: Deployment) -> Mapping[str, str]:
-        return {"NO_COLOR": "1", **QUIET_HUB}
 
     def derived_facts(self, lines: Sequence[str]) -> dict[str, float | str]:
         sizes = [float(found["mb"]) for line in lines if (found := _BLOCK.search(line))]

@@ -12,7 +12,7 @@ from stacks.logs import GIB, Fact, failure, number_of
 from stacks.openai import ChatWire, CompletionsWire, Dialect
 from stacks.prometheus import Metric, values_of
 from stacks.settings import Values
-from stacks.sheet import QUIET_HUB, DataSheet
+from stacks.sheet import QUIET, DataSheet
 
 DEFAULT_SEQUENCES = 256
 DEFAULT_CHUNK_TOKENS = 8192
@@ -145,6 +145,7 @@ class Sglang(DataSheet):
     dtypes = ("half", "float16", "bfloat16", "float", "float32")
     refused: ClassVar[Mapping[str, str]] = {"kv_cache_bytes": "SGLang sizes its KV pool in tokens: kv_cache_tokens."}
     dialect = Dialect(length="ignore_eos", min_tokens_field="min_tokens")
+    salts = True
     start_marker = re.compile(r"server_args=")
     facts = FACTS
     failures = FAILURES
@@ -175,12 +176,7 @@ class Sglang(DataSheet):
         return command_words(flags, deployment.args)
 
     def environment(self, deployment: Deployment) -> Mapping[str, str]:
-        return {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false", "NO_COLOR": "1", **QUIET_HUB}
-
-    def dialect_of(self, deployment: Deployment) -> Dialect:
-        if deployment.launch != "external":
-            return self.dialect
-        return Dialect(length="ignore_eos", min_tokens_field="min_tokens", salted=True)
+        return {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false", **QUIET}
 
     def derived_facts(self, lines: Sequence[str]) -> dict[str, float | str]:
         return {**_weights_by_difference(lines), **_kv_bytes(lines)}

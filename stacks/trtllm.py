@@ -14,7 +14,7 @@ from stacks.logs import GIB, MIB, Fact, failure
 from stacks.openai import ChatWire, CompletionsWire, Dialect
 from stacks.prometheus import Metric
 from stacks.settings import Values
-from stacks.sheet import ANY_REVISION, QUIET_HUB, DataSheet
+from stacks.sheet import ANY_REVISION, QUIET, DataSheet
 
 DEFAULT_BATCH_SIZE = 256
 DEFAULT_BATCHED_TOKENS = 8192
@@ -94,6 +94,7 @@ class TrtLlm(DataSheet):
         "kv_cache_tokens": 'It stands in a file: args = ["--config", FILE] with kv_cache_config: {max_tokens: N}.',
         "revision": ANY_REVISION,
     }
+    renames = False
     dialect = Dialect(length="ignore_eos", min_tokens_field="min_tokens")
     facts = FACTS
     failures = FAILURES
@@ -101,20 +102,14 @@ class TrtLlm(DataSheet):
     metrics = METRICS
 
     def more_problems(self, deployment: Deployment) -> list[Setting]:
-        if deployment.launch == "external":
+        if deployment.kv_dtype == "auto" or _has_config(deployment):
             return []
-        found = []
-        if deployment.kv_dtype != "auto" and not _has_config(deployment):
-            file = "kv_cache_config: {dtype: ..., enable_block_reuse: false}"
-            remedy = f'Mount a file with {file} and args = ["--config", FILE].'
-            found.append(Setting("kv_dtype", "trtllm-serve takes the KV type from a file only.", remedy))
-        if deployment.served_name not in (None, _own_name(deployment)):
-            remedy = f'Leave served_name out: it is "{_own_name(deployment)}".'
-            found.append(Setting("served_name", "trtllm-serve names a model by its folder.", remedy))
-        return found
+        file = "kv_cache_config: {dtype: ..., enable_block_reuse: false}"
+        remedy = f'Mount a file with {file} and args = ["--config", FILE].'
+        return [Setting("kv_dtype", "trtllm-serve takes the KV type from a file only.", remedy)]
 
-    def served_name(self, deployment: Deployment) -> str:
-        return deployment.served_name or _own_name(deployment)
+    def own_name(self, deployment: Deployment) -> str:
+        return deployment.model.rstrip("/").rpartition("/")[2]
 
     def arguments(self, deployment: Deployment, host: str, port: int) -> tuple[str, ...]:
         flags = [
@@ -130,7 +125,7 @@ class TrtLlm(DataSheet):
         return (deployment.model, *command_words(flags, deployment.args))
 
     def environment(self, deployment: Deployment) -> Mapping[str, str]:
-        return {"TRTLLM_NO_USAGE_STATS": "1", **QUIET_HUB}
+        return {"TRTLLM_NO_USAGE_STATS": "1", **QUIET}
 
     def launch(self, deployment: Deployment, host: str, port: int) -> LaunchSpec:
         in_container = deployment.launch == "docker"
@@ -148,10 +143,6 @@ class TrtLlm(DataSheet):
                 "are: prompts are unique, so that it hits nothing."
             )
         return found
-
-
-def _own_name(deployment: Deployment) -> str:
-    return deployment.model.rstrip("/").rpartition("/")[2]
 
 
 def _has_config(deployment: Deployment) -> bool:

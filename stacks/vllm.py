@@ -12,7 +12,7 @@ from stacks.logs import GIB, Fact, failure
 from stacks.openai import ChatWire, CompletionsWire, Dialect
 from stacks.prometheus import Metric, values_of
 from stacks.settings import Values
-from stacks.sheet import QUIET_HUB, DataSheet
+from stacks.sheet import QUIET, DataSheet
 
 BLOCK_TOKENS = 16
 DEFAULT_MEMORY_FRACTION = 0.9
@@ -282,6 +282,7 @@ class Vllm(DataSheet):
     }
     kv_dtypes = KV_DTYPES
     dialect = Dialect(length="ignore_eos", min_tokens_field="min_tokens")
+    salts = True
     start_marker = re.compile(r"Initializing a V\d LLM engine|Initializing an LLM engine")
     stop_marker = re.compile(r"\[shutdown\] (?:API server: shutdown triggered|EngineCore: trigger received signal)")
     facts = FACTS
@@ -291,9 +292,7 @@ class Vllm(DataSheet):
 
     def more_problems(self, deployment: Deployment) -> list[Setting]:
         number = self.release(deployment)
-        if deployment.launch == "external" or deployment.kv_cache_bytes is None or number is None:
-            return []
-        if number >= _BYTES_SINCE:
+        if deployment.kv_cache_bytes is None or number is None or number >= _BYTES_SINCE:
             return []
         remedy = "Use memory_fraction, or kv_cache_tokens."
         return [Setting("kv_cache_bytes", "vLLM has --kv-cache-memory-bytes from 0.10.2 on.", remedy)]
@@ -329,12 +328,7 @@ class Vllm(DataSheet):
         return ("serve", deployment.model, *command_words(flags, deployment.args))
 
     def environment(self, deployment: Deployment) -> Mapping[str, str]:
-        return {"NO_COLOR": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_ENABLE_STARTUP_PLAN": "0", **QUIET_HUB}
-
-    def dialect_of(self, deployment: Deployment) -> Dialect:
-        if deployment.launch != "external":
-            return self.dialect
-        return Dialect(length="ignore_eos", min_tokens_field="min_tokens", salted=True)
+        return {"VLLM_NO_USAGE_STATS": "1", "VLLM_ENABLE_STARTUP_PLAN": "0", **QUIET}
 
     def log_facts(self, lines: Sequence[str]) -> dict[str, float | str]:
         facts = super().log_facts(lines)

@@ -30,7 +30,7 @@ def stacks(ctx: click.Context, as_json: bool) -> None:
     """List the serving stacks that a plan can name; `show NAME` tells all that is known of one."""
     if ctx.invoked_subcommand is not None:
         return
-    known = [_about(name, None) for name in names()]
+    known = list(_loadable())
     if as_json:
         _tell({"loadproof": __version__, "stacks": known})
         return
@@ -54,6 +54,15 @@ def show(name: str, wanted: str | None, as_json: bool) -> None:
         return
     for line in page(found):
         click.echo(line)
+
+
+def _loadable() -> Iterator[About]:
+    """All stacks; one of a stranger that cannot be loaded is told, and hides none of the others."""
+    for name in names():
+        try:
+            yield about(stack(name))
+        except ValueError as error:
+            click.echo(f"loadproof: {error}", err=True)
 
 
 def _about(name: str, wanted: str | None) -> About:

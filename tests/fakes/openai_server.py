@@ -56,7 +56,7 @@ class FakeEngine:
             text = f"llamacpp:requests_processing {self.running}\nllamacpp:requests_deferred 0\n"
             text += f"llamacpp:tokens_predicted_total {self.sent}\n"
             write(writer, 200, text.encode())
-        elif path in ("/health", "/props"):
+        elif path in ("/health", "/healthz", "/props"):
             write(writer, 200, b'{"status": "ok"}')
         elif path == "/version" and self.options.version:
             write(writer, 200, json.dumps({"version": self.options.version}).encode())
@@ -152,7 +152,11 @@ async def main() -> None:
     parser.add_argument("--mode", default="ok")
     parser.add_argument("--truth")
     parser.add_argument("--exit-after", type=int, default=0)
+    parser.add_argument("--listen", help="HOST:PORT, in one word")
     options, _ = parser.parse_known_args()
+    if options.listen:
+        options.host, _, port = options.listen.rpartition(":")
+        options.port = int(port)
     engine = FakeEngine(options)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, os._exit, 0)
     server = await asyncio.start_server(engine.serve, options.host, options.port)
