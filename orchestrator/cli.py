@@ -27,6 +27,7 @@ COMMANDS = {
     "size": _Entry("orchestrator.commands.size", "size", "Predict the memory bill before a card is rented."),
     "report": _Entry("orchestrator.commands.report", "report", "Build the HTML report of a run again."),
     "show": _Entry("orchestrator.commands.show", "show", "A run's results in the terminal."),
+    "stacks": _Entry("orchestrator.commands.stacks", "stacks", "The serving stacks, and what is known of each."),
     "doctor": _Entry("orchestrator.commands.doctor", "doctor", "What this machine can do, with remedies."),
     "clean": _Entry("orchestrator.commands.clean", "clean", "Stop and remove what a dead run left behind."),
 }

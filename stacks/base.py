@@ -232,6 +232,10 @@ class Stack(ABC):
         """Prometheus text -> canonical values: running, waiting, kv_use, preemptions_total, prompt_tokens_total,
         output_tokens_total, cached_tokens_total, kv_tokens. A metric that is absent is absent, never 0."""
 
+    def version_note(self, version: str | None) -> str | None:
+        """A warning if a release lies outside of those that are known, so that its lines and metrics may be unknown."""
+        return None
+
     def notes(self, deployment: Deployment) -> list[str]:
         """Sentences for the report: what this combination cannot show, which traps were defeated."""
         return []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from stacks.base import Capabilities, Deployment, Readiness, Setting, Wire
@@ -12,7 +12,7 @@ from stacks.logs import GIB, Fact, failure
 from stacks.openai import ChatWire, CompletionsWire, Dialect
 from stacks.prometheus import Metric, values_of
 from stacks.settings import Values
-from stacks.sheet import QUIET_HUB, DataSheet
+from stacks.sheet import QUIET, DataSheet
 
 BLOCK_TOKENS = 16
 DEFAULT_MEMORY_FRACTION = 0.9
@@ -92,6 +92,7 @@ FACTS = (
     Fact("context_tokens", re.compile(r"Maximum concurrency for (?P<value>[\d,]+) tokens per request")),
     Fact("graphs_bytes", re.compile(r"CUDA graph pool memory: (?P<value>-?[\d.]+) GiB \(actual\)"), GIB),
     Fact("graphs_bytes", re.compile(r"Graph capturing finished in \d+ secs, took (?P<value>-?[\d.]+) GiB"), GIB),
+    Fact("graphs_bytes", re.compile(r"Actual usage is .*?(?P<value>-?[\d.]+) GiB for CUDAGraph memory"), GIB),
     Fact(
         "activation_bytes",
         re.compile(r"Actual usage is .*?(?P<value>[\d.]+) GiB for peak activation"),
@@ -119,7 +120,10 @@ FACTS = (
     ),
     Fact(
         "weight_only_fallback",
-        re.compile(r"(?P<value>Weight-only FP8 compression will be used leveraging the Marlin kernel)"),
+        re.compile(
+            r"(?P<value>Weight-only FP8 compression will be used leveraging the Marlin kernel"
+            r"|\w+ is a weight-only \(A16\) kernel)"
+        ),
         None,
     ),
 )
@@ -230,6 +234,7 @@ METRICS = {
     "kv_tokens": (Metric("vllm:cache_config_info", label="kv_cache_size_tokens"),),
     "rejected_total": (Metric("vllm:admission_rejections_total"),),
 }
+_OVERRIDE = re.compile(r"Overriding num_gpu_blocks=(?P<room>\d+) with num_gpu_blocks_override=(?P<taken>\d+)")
 POOL_BEFORE_TOKENS = {
     "blocks": (Metric("vllm:cache_config_info", label="num_gpu_blocks"),),
     "block_tokens": (Metric("vllm:cache_config_info", label="block_size", over="max"),),
@@ -277,6 +282,7 @@ class Vllm(DataSheet):
     }
     kv_dtypes = KV_DTYPES
     dialect = Dialect(length="ignore_eos", min_tokens_field="min_tokens")
+    salts = True
     start_marker = re.compile(r"Initializing a V\d LLM engine|Initializing an LLM engine")
     stop_marker = re.compile(r"\[shutdown\] (?:API server: shutdown triggered|EngineCore: trigger received signal)")
     facts = FACTS
@@ -286,9 +292,7 @@ class Vllm(DataSheet):
 
     def more_problems(self, deployment: Deployment) -> list[Setting]:
         number = self.release(deployment)
-        if deployment.launch == "external" or deployment.kv_cache_bytes is None or number is None:
-            return []
-        if number >= _BYTES_SINCE:
+        if deployment.kv_cache_bytes is None or number is None or number >= _BYTES_SINCE:
             return []
         remedy = "Use memory_fraction, or kv_cache_tokens."
         return [Setting("kv_cache_bytes", "vLLM has --kv-cache-memory-bytes from 0.10.2 on.", remedy)]
@@ -324,12 +328,16 @@ class Vllm(DataSheet):
         return ("serve", deployment.model, *command_words(flags, deployment.args))
 
     def environment(self, deployment: Deployment) -> Mapping[str, str]:
-        return {"NO_COLOR": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_ENABLE_STARTUP_PLAN": "0", **QUIET_HUB}
+        return {"VLLM_NO_USAGE_STATS": "1", "VLLM_ENABLE_STARTUP_PLAN": "0", **QUIET}
 
-    def dialect_of(self, deployment: Deployment) -> Dialect:
-        if deployment.launch != "external":
-            return self.dialect
-        return Dialect(length="ignore_eos", min_tokens_field="min_tokens", salted=True)
+    def log_facts(self, lines: Sequence[str]) -> dict[str, float | str]:
+        facts = super().log_facts(lines)
+        overrides = [found for line in lines if (found := _OVERRIDE.search(line))]
+        room = facts.get("kv_bytes")
+        if overrides and isinstance(room, float) and float(overrides[-1]["room"]):
+            # The log tells the room that there was; the pool takes as many blocks of it as it was told.
+            facts["kv_bytes"] = room * float(overrides[-1]["taken"]) / float(overrides[-1]["room"])
+        return facts
 
     def metric_values(self, text: str) -> dict[str, float]:
         values = super().metric_values(text)

@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.journal import read_events
 from orchestrator.launch.orphans import find_orphans
-from orchestrator.records import CellFinished, LevelCommitted, RunClosed
+from orchestrator.records import CellFinished, LevelCommitted, RunClosed, ServerReady
 
 SERVER = Path(__file__).parents[1] / "fakes" / "openai_server.py"
 PLAN = """
@@ -88,6 +88,27 @@ def test_a_known_capacity_is_found_within_ten_percent(tmp_path: Path) -> None:
     assert 25 <= cell["verdict"]["c_bad"] <= 27
     assert (out / "report.html").stat().st_size > 10_000
     assert find_orphans("run") == []
+
+
+def test_a_newer_release_is_measured_with_one_warning_and_without_the_numbers_that_it_renamed(tmp_path: Path) -> None:
+    """Its metrics have names that nobody knows: not reported, and no zero."""
+    plan = write_plan(tmp_path, capacity=24, start=2, most=2, per_user=2)
+    text = plan.read_text().replace('"llamacpp"', '"vllm"')
+    text = text.replace('"--capacity"', '"--version", "99.1.0", "--capacity"')
+    plan.write_text(text)
+    out = tmp_path / "run"
+    done = subprocess.run(loadproof("run", plan, "--out", out), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("vLLM 99.1.0 lies outside of what is known") == 1
+    (ready,) = [event.server for event in read_events(out) if isinstance(event, ServerReady)]
+    assert ready.version == "99.1.0"
+    assert set(ready.facts) == {"version_note"}
+    (commit, *_) = [event for event in read_events(out) if isinstance(event, LevelCommitted)]
+    assert (commit.stats.failed, commit.stats.cached_tokens) == (0, None)
+    (samples,) = (out / "cells").glob("*/attempt-1/samples.jsonl")
+    read = [json.loads(line) for line in samples.read_text().splitlines()]
+    assert {sample["source"] for sample in read} >= {"host", "tree"}
+    assert [sample for sample in read if sample["source"] == "engine" and sample["values"]] == []
 
 
 @pytest.fixture(scope="module")

@@ -60,8 +60,10 @@ class FakeEngine:
             text = f"llamacpp:requests_processing {self.running}\nllamacpp:requests_deferred 0\n"
             text += f"llamacpp:tokens_predicted_total {self.sent}\n"
             write(writer, 200, text.encode())
-        elif path in ("/health", "/props"):
+        elif path in ("/health", "/healthz", "/props"):
             write(writer, 200, b'{"status": "ok"}')
+        elif path == "/version" and self.options.version:
+            write(writer, 200, json.dumps({"version": self.options.version}).encode())
         elif path == "/v1/models":
             write(writer, 200, json.dumps({"data": [{"id": self.options.alias}]}).encode())
         else:
@@ -152,7 +154,8 @@ async def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--alias", default="fake")
+    parser.add_argument("--alias", "--served-model-name", default="fake")
+    parser.add_argument("--version", help="what /version tells, as vLLM's does")
     parser.add_argument("--capacity", type=int, default=1_000_000)
     parser.add_argument(
         "--refuse", action="store_true", help="beyond the capacity an error in the stream, not slowness"
@@ -163,7 +166,11 @@ async def main() -> None:
     parser.add_argument("--mode-after", type=int, default=0, metavar="N", help="the first N requests are treated well")
     parser.add_argument("--truth")
     parser.add_argument("--exit-after", type=int, default=0)
+    parser.add_argument("--listen", help="HOST:PORT, in one word")
     options, _ = parser.parse_known_args()
+    if options.listen:
+        options.host, _, port = options.listen.rpartition(":")
+        options.port = int(port)
     engine = FakeEngine(options)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, os._exit, 0)
     server = await asyncio.start_server(engine.serve, options.host, options.port)
