@@ -271,7 +271,8 @@ async def prove_ready(
     """
     limit_s = max(0.0, timeout_s - seconds(now_ns() - started_ns))
     headers = {"accept-encoding": "identity", **(headers or {})}
-    async with httpx.AsyncClient(base_url=base_url, trust_env=False, headers=headers) as client:
+    fresh = httpx.Limits(max_keepalive_connections=0)  # a connection that the server has just closed is no answer
+    async with httpx.AsyncClient(base_url=base_url, trust_env=False, headers=headers, limits=fresh) as client:
         probe = _Probe(order, client, belongs, lines, Secrets(secrets or {}))
         climb = asyncio.ensure_future(_climb(probe, started_ns))
         try:
