@@ -88,19 +88,8 @@ class LevelSoFar:
         return self._tokens / max(self.elapsed_s, 1e-9)
 
 
-class Quiet:
+class Quiet(Progress):
     """Nothing; the base of the others."""
-
-    def run_opened(self, plan: Plan, cells: Sequence[Cell], resumed: bool) -> None: ...
-    def cell_started(self, cell: Cell, attempt: int) -> None: ...
-    def server_says(self, text: str) -> None: ...
-    def server_ready(self, server: ServerRecord) -> None: ...
-    def level_started(self, cell: Cell, spec: LevelSpec, expected_s: float) -> None: ...
-    def record(self, record: RequestRecord) -> None: ...
-    def memory(self, source: str, memory_bytes: float) -> None: ...
-    def level_committed(self, cell: Cell, commit: LevelCommitted) -> None: ...
-    def cell_finished(self, cell: Cell, event: CellFinished) -> None: ...
-    def note(self, text: str) -> None: ...
 
 
 class Plain(Quiet):
@@ -113,8 +102,8 @@ class Plain(Quiet):
         click.echo(text, err=True)
 
     def run_opened(self, plan: Plan, cells: Sequence[Cell], resumed: bool) -> None:
-        expected = sum(plan.expected_seconds(cell) for cell in cells)
-        self._say(f"{'resuming' if resumed else 'measuring'} {len(cells)} cells, about {duration(expected)}")
+        expected = duration(plan.expected_total_seconds())
+        self._say(f"{'resuming' if resumed else 'measuring'} {len(cells)} cells, about {expected}")
 
     def cell_started(self, cell: Cell, attempt: int) -> None:
         self._said_ns = now_ns()
@@ -198,7 +187,7 @@ class LivePanel(Plain):
 
     def run_opened(self, plan: Plan, cells: Sequence[Cell], resumed: bool) -> None:
         super().run_opened(plan, cells, resumed)
-        self._expected_s = sum(plan.expected_seconds(cell) for cell in cells)
+        self._expected_s = plan.expected_total_seconds()
 
     def cell_started(self, cell: Cell, attempt: int) -> None:
         super().cell_started(cell, attempt)

@@ -127,7 +127,7 @@ def describe_json(plan: Plan) -> str:
 def describe(plan: Plan) -> str:
     """The dry run for people."""
     cells = plan.cells()
-    lines = [f"{plan.title}: {len(cells)} cells, about {duration(sum(map(plan.expected_seconds, cells)))}", ""]
+    lines = [f"{plan.title}: {len(cells)} cells, about {duration(plan.expected_total_seconds())}", ""]
     for cell in cells:
         spec = _command(cell)
         lines.append(f"{cell.id}  (about {duration(plan.expected_seconds(cell))})")

@@ -47,8 +47,8 @@ warmup_generations = 1
 filler_seconds = 1
 confirm = 1
 """
-SLOW_BEYOND = '"--first", "0.4", "2.5", "--gap", "0.002", "0.002"'
-"""The engine answers in 0.4 s up to its capacity and in 2.5 s beyond it: limits that a busy machine can time."""
+SLOW_BEYOND = '"--first", "0.4", "1.8", "--gap", "0.002", "0.002"'
+"""The engine answers in 0.4 s up to its capacity and in 1.8 s beyond it: limits that a busy machine can time."""
 REFUSES_BEYOND = '"--first", "0.2", "0.2", "--refuse"'
 """What a level says hangs on no clock, so that two runs can be compared."""
 
@@ -75,7 +75,7 @@ def levels(run: Path) -> list[tuple[str, int, str]]:
 
 
 def test_a_known_capacity_is_found_within_ten_percent(tmp_path: Path) -> None:
-    plan = write_plan(tmp_path, more=SLOW_BEYOND, limit=1500, capacity=24, start=4, most=64, per_user=3, output=8)
+    plan = write_plan(tmp_path, more=SLOW_BEYOND, limit=1100, capacity=24, start=4, most=64, per_user=3, output=8)
     out = tmp_path / "run"
     done = subprocess.run(loadproof("run", plan, "--out", out), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -91,7 +91,7 @@ def test_a_known_capacity_is_found_within_ten_percent(tmp_path: Path) -> None:
 
 def test_a_newer_release_is_measured_with_one_warning_and_without_the_numbers_that_it_renamed(tmp_path: Path) -> None:
     """Its metrics have names that nobody knows: not reported, and no zero."""
-    plan = write_plan(tmp_path, more=SLOW_BEYOND, limit=1500, capacity=24, start=2, most=2, per_user=2, output=4)
+    plan = write_plan(tmp_path, more=SLOW_BEYOND, limit=1100, capacity=24, start=2, most=2, per_user=2, output=4)
     text = plan.read_text().replace('"llamacpp"', '"vllm"')
     text = text.replace('"--capacity"', '"--version", "99.1.0", "--capacity"')
     plan.write_text(text)
