@@ -200,7 +200,7 @@ def test_a_container_that_somebody_removes_is_noticed(tmp_path: Path, run_id: st
 
 
 def test_a_start_time_out(tmp_path: Path, run_id: str, image: str) -> None:
-    error = fail(StackError, tmp_path, run_id, image, "--ready-after", "99", start_timeout_s=1.5)
+    error = fail(StackError, tmp_path, run_id, image, "--ready-after", "99", start_timeout_s=4)
     assert error.failure_class == "start-timeout"
     assert "/health answers 503: loading" in error.message
 
