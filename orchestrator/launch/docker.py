@@ -130,6 +130,16 @@ class Engine:
     def close(self) -> None:
         self._client.close()
 
+    def facts(self) -> dict[str, Any]:
+        """``version``, ``root_dir`` (where it keeps images, on its machine) and ``runtimes``, as far as it tells."""
+        with _told("connect"):
+            told = self._api.info()
+        return {
+            "version": told.get("ServerVersion"),
+            "root_dir": told.get("DockerRootDir"),
+            "runtimes": tuple(told.get("Runtimes") or ()),
+        }
+
     # --- before the start ---------------------------------------------------------------------------------------
 
     def image(self, reference: str, say: Callable[[str], None]) -> Image:
