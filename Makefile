@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+STACKS ?= llamacpp vllm transformers sglang
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test lint format bench-memory build clean
+.PHONY: demo test test-stacks lint format bench-memory build clean
 
 demo: $(VENV)/.demo            ## the main job on this machine: real llama.cpp, three weight formats, a report
 	$(BIN)/loadproof demo $(ARGS)
@@ -12,6 +13,10 @@ demo: $(VENV)/.demo            ## the main job on this machine: real llama.cpp, 
 test: $(VENV)/.dev             ## all tests; what the machine lacks is skipped with its reason
 	-$(BIN)/loadproof demo --prepare
 	$(BIN)/python -m pytest $(ARGS)
+
+test-stacks: $(VENV)/.dev      ## real servers on this CPU, installed first: gigabytes and minutes; STACKS="vllm llamacpp"
+	$(BIN)/python tests/stacks/real/install.py $(STACKS)
+	LOADPROOF_REAL_STACKS="$(STACKS)" $(BIN)/python -m pytest tests/stacks/real $(ARGS)
 
 lint: $(VENV)/.dev             ## style, types, layers
 	$(BIN)/ruff check .

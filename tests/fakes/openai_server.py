@@ -176,7 +176,7 @@ def chunk(writer: Any, data: bytes) -> None:
 
 
 async def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # -hf is not -h
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--alias", "--served-model-name", default="fake")
