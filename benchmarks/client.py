@@ -2,7 +2,8 @@
 
     python -m benchmarks.client [--clients kernel,user,httpx] [--streams 1,16,64] [--check]
 
-Server and client are pinned to one core each. `--check` exits 1 if a target is missed.
+Server and client are pinned to one core each, at the highest priority that is permitted. `--check` exits 1 if a target
+is missed.
 """
 
 from __future__ import annotations
@@ -72,6 +73,8 @@ class Row(NamedTuple):
     token: Errors
     truth_width: Errors
     """How long the server's send took: the truth is known to within this."""
+    server_late: Errors
+    """How much later than due the server sent: what of the load was lost there."""
     cpu_us: float
     """Per token event."""
     cpu_share: float
@@ -87,6 +90,8 @@ class Truth(msgspec.Struct):
     """One answer as the server sent it."""
 
     id: str
+    first_due_ns: int
+    period_ns: int
     before_ns: list[int]
     after_ns: list[int]
 
@@ -100,10 +105,8 @@ def measure(client: str, load: Load, server_cpu: int, client_cpu: int, loop: str
             assert server.stdout is not None
             url = f"http://127.0.0.1:{int(server.stdout.readline())}"
             worker = [sys.executable, "-m", "benchmarks.client_worker", "--url", url, "--client", client]
-            asked = ["--load", msgspec.json.encode(load).decode(), "--loop", loop]
-            done = subprocess.run(
-                ["taskset", "--cpu-list", str(client_cpu), *worker, *asked], stdout=subprocess.PIPE, check=True
-            )
+            asked = ["--load", msgspec.json.encode(load).decode(), "--loop", loop, "--cpu", str(client_cpu)]
+            done = subprocess.run([*worker, *asked], stdout=subprocess.PIPE, check=True)
             server.terminate()
         truths = {truth.id: truth for truth in read_truth(truth_file)}
     return score(client, load, msgspec.json.decode(done.stdout, type=Measured), truths)
@@ -119,13 +122,14 @@ def read_truth(path: Path) -> Iterator[Truth]:
 def score(client: str, load: Load, measured: Measured, truths: dict[str, Truth]) -> Row:
     """Every arrival beside the moment when it was sent."""
     start, end = measured.window
-    arrivals, sent, width, firsts = [], [], [], []
+    arrivals, sent, width, behind, firsts = [], [], [], [], []
     for request_id, token_ns in measured.token_ns.items():
         truth = truths[request_id]
         seen = len(token_ns)
         arrivals += token_ns
         sent += truth.before_ns[:seen]
         width += [after - before for before, after in zip(truth.before_ns, truth.after_ns[:seen], strict=False)]
+        behind += [at - truth.first_due_ns - i * truth.period_ns for i, at in enumerate(truth.before_ns)]
         firsts += [True, *[False] * (seen - 1)] if seen else []
     at, left = np.array(arrivals, np.int64), np.array(sent, np.int64)
     inside = (at > start) & (at <= end)
@@ -138,6 +142,7 @@ def score(client: str, load: Load, measured: Measured, truths: dict[str, Truth])
         ttft=Errors.of(late[first]),
         token=Errors.of(late),
         truth_width=Errors.of(np.array(width, np.int64)),
+        server_late=Errors.of(np.array(behind, np.int64)),
         cpu_us=measured.cpu_s * 1e6 / max(1, measured.events),
         cpu_share=measured.cpu_s / (load.hold_s + load.ramp_s),
         memory_bytes=measured.peak_memory_bytes,
@@ -150,7 +155,16 @@ def score(client: str, load: Load, measured: Measured, truths: dict[str, Truth])
 
 def table(rows: list[Row]) -> Table:
     shown = Table(title="How late a client's stamps are, and what they cost (times in ms: p50 / p99 / max)")
-    for name in ("streams", "client", "offered/s", "achieved", "TTFT late by", "token late by", "truth within"):
+    for name in (
+        "streams",
+        "client",
+        "offered/s",
+        "achieved",
+        "TTFT late by",
+        "token late by",
+        "truth within",
+        "server late",
+    ):
         shown.add_column(name, justify="left" if name == "client" else "right")
     for name in ("CPU us/event", "peak MiB", "failed"):
         shown.add_column(name, justify="right")
@@ -163,6 +177,7 @@ def table(rows: list[Row]) -> Table:
             str(row.ttft),
             str(row.token),
             f"{row.truth_width.p99:.3f}",
+            f"{row.server_late.p99:.1f}",
             f"{row.cpu_us:.1f}",
             f"{row.memory_bytes / MIB:.0f}",
             str(sum(row.failures.values()) or "-"),

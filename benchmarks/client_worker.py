@@ -15,6 +15,7 @@ from collections.abc import Callable
 import httpx
 import msgspec
 
+from benchmarks.truth_server import take_core
 from orchestrator.clock import NS_PER_S, now_ns
 from orchestrator.load.transport import RequestLimits, StampingTransport
 from orchestrator.load.wire import Sender
@@ -116,7 +117,9 @@ def main() -> None:
     parser.add_argument("--client", choices=TRANSPORTS, required=True)
     parser.add_argument("--load", required=True, help="a Load as JSON")
     parser.add_argument("--loop", choices=["uvloop", "asyncio"], default="uvloop")
+    parser.add_argument("--cpu", type=int, required=True)
     options = parser.parse_args()
+    take_core(options.cpu)
     factory = None
     if options.loop == "uvloop":
         import uvloop

@@ -159,6 +159,11 @@ class Wire(ABC):
     def delta(self, event: Any) -> Delta:
         """Meaning of one decoded JSON event; never raises on odd shapes: unknown keys and types mean nothing."""
 
+    def read(self, data: bytes) -> Delta:
+        """Meaning of one event as it came; the same as `delta`, for dialects that have a faster way. Raises
+        `msgspec.DecodeError` on what is not JSON."""
+        return self.delta(msgspec.json.decode(data))
+
 
 # --- the log and the metrics ------------------------------------------------------------------------------------
 

@@ -72,6 +72,13 @@ class OpenAIWire(Wire):
     def delta(self, event: Any) -> Delta:
         return openai_delta(event)
 
+    def read(self, data: bytes) -> Delta:
+        try:
+            event = _decode_event(data)
+        except msgspec.ValidationError:
+            return self.delta(msgspec.json.decode(data))
+        return _plain_delta(event) or self.delta(msgspec.json.decode(data))
+
 
 class ChatWire(OpenAIWire):
     """``/v1/chat/completions``: one user message of text."""
@@ -110,6 +117,52 @@ class TextCompletionsWire(CompletionsWire):
 
 
 # --- the meaning of an event ------------------------------------------------------------------------------------
+
+
+class _Text(msgspec.Struct):
+    """`delta` of a chat chunk."""
+
+    content: Any = None
+    reasoning: Any = None
+    reasoning_content: Any = None
+    tool_calls: Any = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Text | None = None
+    text: Any = None
+    finish_reason: Any = None
+    token_ids: Any = None
+
+
+class _Event(msgspec.Struct):
+    """A chunk, as far as a meaning is known. Decoding it costs a third of building all of its dictionaries."""
+
+    choices: list[_Choice] = []
+    error: Any = None
+    object: Any = None
+    detail: Any = None
+    usage: Any = None
+    timings: Any = None
+
+
+_decode_event = msgspec.json.Decoder(_Event).decode
+_TEXT, _REASONING, _NOTHING = Delta(text=True), Delta(reasoning=True), Delta()
+
+
+def _plain_delta(event: _Event) -> Delta | None:
+    """Meaning of the usual chunk, a piece of text and nothing else; None if there is more in it."""
+    if event.error or event.detail or event.usage or event.timings or len(event.choices) != 1:
+        return None
+    choice = event.choices[0]
+    if choice.finish_reason is not None or choice.token_ids is not None or event.object == "error":
+        return None
+    text = choice.delta
+    if text is None:
+        return _TEXT if _filled(choice.text) else _NOTHING
+    if _filled(text.content) or _filled(choice.text) or _filled(text.tool_calls):
+        return None if text.reasoning or text.reasoning_content else _TEXT
+    return _REASONING if _filled(text.reasoning) or _filled(text.reasoning_content) else _NOTHING
 
 
 def openai_delta(event: Any) -> Delta:

@@ -6,6 +6,7 @@ The hot path is one call of `feed` per read: frame, append, stamp. Nothing of th
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from typing import Literal
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -19,19 +20,42 @@ class ProtocolError(Exception):
     """The server does not speak HTTP/1.1; the message says what was seen."""
 
 
+_CHUNK_SIZES = {b"%x" % size: size for size in range(1, 1025)}
+"""The usual chunk-size lines: events of up to 1 KiB."""
+
+
 class Arrivals:
-    """A body with the time at which each piece of it arrived."""
+    """A body as it comes, with the time at which each piece of it arrived."""
 
-    __slots__ = ("body", "ends", "kernel", "stamps")
+    __slots__ = ("body", "ends", "kernel", "size", "stamps")
 
-    def __init__(self) -> None:
+    def __init__(self, *, kernel: bool = True) -> None:
         self.body = bytearray()
+        """What has come and was not taken."""
+        self.size = 0
+        """Bytes of the whole body so far."""
         self.ends = array("q")
-        """Length of the body after each piece."""
+        """Size of the body after each piece."""
         self.stamps = array("q")
         """Arrival of each piece, ns of CLOCK_MONOTONIC."""
-        self.kernel = True
+        self.kernel = kernel
         """Every stamp so far comes from the kernel."""
+
+    def stamp(self, length: int, at_ns: int) -> None:
+        """`length` more bytes of the body came at this time."""
+        self.size += length
+        self.ends.append(self.size)
+        self.stamps.append(at_ns)
+
+    def take(self) -> bytes:
+        """What has come since the last call."""
+        taken = bytes(self.body)
+        self.body.clear()
+        return taken
+
+    def time_of(self, end: int) -> int:
+        """When the body had become `end` bytes long."""
+        return self.stamps[bisect_left(self.ends, end)]
 
 
 class ResponseParser:
@@ -53,11 +77,15 @@ class ResponseParser:
         self._pending = bytearray()
         self._left = 0
         self._chunk_state: Literal["size", "data", "end", "trailer"] = "size"
+        self._at_chunk = False
+        """The next byte begins a chunk-size line."""
 
     def feed(self, data: bytes, stamp_ns: int, kernel: bool) -> None:
         """Take the bytes of one read and their arrival. Raises ProtocolError."""
         if not kernel:
             self.arrivals.kernel = False
+        if self._at_chunk and self._take_whole_chunk(data, stamp_ns):
+            return
         if self.first_byte_ns is None:
             self.first_byte_ns = stamp_ns
         if self.done:
@@ -74,15 +102,32 @@ class ResponseParser:
         if data and not self.done:
             self._take(data, stamp_ns)
 
+    def _take_whole_chunk(self, data: bytes, stamp_ns: int) -> bool:
+        """The usual read is one chunk, all of it and nothing else; False if this one is not."""
+        line = data.find(b"\r\n", 0, 5)
+        size = _CHUNK_SIZES.get(data[:line])
+        if size is None or len(data) != line + size + 4 or not data.endswith(b"\r\n"):
+            return False
+        arrivals = self.arrivals
+        arrivals.body += data[line + 2 : -2]
+        arrivals.stamp(size, stamp_ns)
+        self._check_size()
+        return True
+
+    def _check_size(self) -> None:
+        if self.arrivals.size > self._max_body_bytes:
+            raise ProtocolError(f"the body is longer than {self._max_body_bytes} bytes")
+
     def _take(self, data: bytes, stamp_ns: int) -> None:
         arrivals = self.arrivals
         before = len(arrivals.body)
         self._read_body(data)
-        if len(arrivals.body) > self._max_body_bytes:
-            raise ProtocolError(f"the body is longer than {self._max_body_bytes} bytes")
-        if len(arrivals.body) > before:
-            arrivals.ends.append(len(arrivals.body))
-            arrivals.stamps.append(stamp_ns)
+        self._at_chunk = (
+            self.framing == "chunked" and self._chunk_state == "size" and not self._pending and not self.done
+        )
+        if (length := len(arrivals.body) - before) > 0:
+            arrivals.stamp(length, stamp_ns)
+        self._check_size()
 
     def end_of_stream(self) -> bool:
         """The server closed. True if that is a proper end of the response."""

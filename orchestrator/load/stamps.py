@@ -1,11 +1,15 @@
 """When bytes reached this machine: the kernel's receive time, moved to the monotonic clock.
 
-The kernel stamps packets with the real-time clock (SO_TIMESTAMPNS); arrival = stamp - (real now - monotonic now). That
-offset is measured anew at every read, so a slew cannot add up. It is measured as a network clock is: the real-time
-clock between two looks at the monotonic one, again when we were interrupted between them, so it is wrong by at most
-half of `_WINDOW_NS`. If it moved by more than a slew can between two reads, or the stamp lies after the read, the
-real-time clock was set meanwhile: that read takes the monotonic now instead, as it does when no undisturbed look at
-both clocks was to be had.
+The kernel stamps packets with the real-time clock (SO_TIMESTAMPNS); arrival = stamp - (real now - monotonic now). Both
+clocks are looked at in every read; while they stand as far apart as they did (`_STEADY_NS`) the known offset holds, so
+neither a slew nor a step goes unseen for longer than a read. Otherwise it is measured as a network clock is: the
+real-time clock between two looks at the monotonic one, again when we were interrupted between them, so it is wrong by
+at most half of `_WINDOW_NS`. If it moved by more than a slew can between two reads, or the stamp lies after the read,
+the real-time clock was set meanwhile: that read takes the monotonic now instead, as it does when no undisturbed look
+at both clocks was to be had.
+
+A socket keeps one stamp for all that waits in it, the last one. So a stamp is the arrival of an event only if each
+event is read before its successor comes; `orchestrator.load.health` counts the reads for which that may not hold.
 """
 
 from __future__ import annotations
@@ -21,6 +25,8 @@ from orchestrator.host import SO_TIMESTAMPNS
 _TIMESPEC = struct.Struct("@qq")
 _SPACE = socket.CMSG_SPACE(_TIMESPEC.size) if hasattr(socket, "CMSG_SPACE") else 0
 READ_BYTES = 64 * 1024
+_STEADY_NS = 1_000
+"""Two looks that follow each other lie 0.1 to 0.3 us apart, so clocks that seem this much apart more have not moved."""
 _STEP_NS = 100_000
 """More than the clocks can drift apart between two reads by slewing (500 ppm over 100 ms is 50 us), plus scheduling."""
 _MAX_SLEW = 0.001
@@ -51,10 +57,18 @@ class StampedReader:
         for level, kind, value in ancillary:
             if level == socket.SOL_SOCKET and kind == SO_TIMESTAMPNS and len(value) >= _TIMESPEC.size:
                 seconds, nanoseconds = _TIMESPEC.unpack_from(value)
-                return self._moved(data, mono, seconds * 1_000_000_000 + nanoseconds)
+                stamp_real = seconds * 1_000_000_000 + nanoseconds
+                known = self._offset_ns
+                if known is not None and -_STEADY_NS < time.time_ns() - mono - known < _STEADY_NS:
+                    self._offset_at_ns = mono
+                    stamp = stamp_real - known
+                    if stamp <= mono:
+                        return data, stamp, True
+                return self._moved(data, mono, stamp_real)
         return data, mono, False
 
     def _moved(self, data: bytes, mono: int, stamp_real: int) -> Read:
+        """The read after a new look at both clocks."""
         offset = clock_offset_ns()
         if offset is None:
             return data, mono, False

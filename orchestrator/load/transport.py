@@ -1,14 +1,13 @@
 """A lean HTTP/1.1 transport for httpx that knows when every byte arrived.
 
 Non-blocking sockets, `recvmsg` with the kernel's receive time, TLS through a memory BIO over the same reads. A response
-is handed over when its head is there; its body is read to the end before the first byte of it is given out, so nothing
-is parsed while stamps are taken. `response.extensions["arrivals"]` holds the stamps, also of a body that broke off.
+is handed over when its head is there, its body in large pieces (`PIECE_BYTES`, or what there is at the end), so that
+nothing is parsed when an event comes and no body is kept. `response.extensions["arrivals"]` holds the stamps of all.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import socket
 import ssl
@@ -24,6 +23,8 @@ from orchestrator.load.stamps import StampedReader, StampsKept
 from orchestrator.records import FailureKind
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
+PIECE_BYTES = 16 * 1024
+"""A body is given out in pieces of at least this size: some 80 token events, read in a quarter of a millisecond."""
 
 
 class RequestLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,7 +139,8 @@ class _Exchange:
         self._last_ns = sent_ns
         self._failure: TransportFailure | None = None
         self._head: asyncio.Future[None] = self._loop.create_future()
-        self._end: asyncio.Future[None] = self._loop.create_future()
+        self._piece: asyncio.Future[None] | None = None
+        self.ended = False
         self._timer: asyncio.TimerHandle | None = None
         self._reading = True
         self._loop.add_reader(connection.sock.fileno(), self._on_readable)
@@ -151,11 +153,8 @@ class _Exchange:
             data, stamp, kernel = self._connection.read()
         except (BlockingIOError, InterruptedError):
             return
-        except ssl.SSLError as error:
-            self._fail("tls", f"the encrypted stream broke: {error.reason or error}")
-            return
         except OSError as error:
-            self._fail("reset", f"the connection was reset ({error.strerror or error})")
+            self._on_error(error)
             return
         if not data:
             self._on_eof()
@@ -166,10 +165,29 @@ class _Exchange:
         except ProtocolError as error:
             self._fail("protocol", str(error))
             return
+        if self.parser.done or self._piece is None or len(self.parser.arrivals.body) >= PIECE_BYTES:
+            self._advance()
+
+    def _advance(self) -> None:
         if self.parser.done:
             self._finish()
-        elif self.parser.head_done and not self._head.done():
+            return
+        if self.parser.head_done and not self._head.done():
             self._head.set_result(None)
+        self._wake()
+
+    def _wake(self) -> None:
+        """Whoever waits for a piece may take what there is."""
+        if self._piece is not None:
+            if not self._piece.done():
+                self._piece.set_result(None)
+            self._piece = None
+
+    def _on_error(self, error: OSError) -> None:
+        if isinstance(error, ssl.SSLError):
+            self._fail("tls", f"the encrypted stream broke: {error.reason or error}")
+        else:
+            self._fail("reset", f"the connection was reset ({_why(error)})")
 
     def _on_eof(self) -> None:
         if self.parser.end_of_stream():
@@ -183,10 +201,10 @@ class _Exchange:
 
     def _finish(self) -> None:
         self._stop()
+        self.ended = True
         if not self._head.done():
             self._head.set_result(None)
-        if not self._end.done():
-            self._end.set_result(None)
+        self._wake()
 
     def _fail(self, kind: FailureKind, detail: str) -> None:
         self._failure = TransportFailure(kind, detail)
@@ -232,14 +250,21 @@ class _Exchange:
         if self._failure is not None and not self.parser.head_done:
             raise self._failure
 
-    async def end(self) -> None:
-        await self._end
+    async def piece(self) -> bytes:
+        """At least `PIECE_BYTES` of the body, or what there is at its end; empty = all was given out."""
+        if not self.ended and len(self.parser.arrivals.body) < PIECE_BYTES:
+            self._piece = self._loop.create_future()
+            await self._piece
+        return self.parser.arrivals.take()
+
+    def check(self) -> None:
+        """Raises what the answer failed of."""
         if self._failure is not None:
             raise self._failure
 
 
 class _Body(httpx.AsyncByteStream):
-    """The body of a response, in one piece when it is complete."""
+    """The body of a response; after the last piece it raises what the answer failed of."""
 
     def __init__(self, exchange: _Exchange, release: Callable[[], None]) -> None:
         self._exchange = exchange
@@ -247,10 +272,11 @@ class _Body(httpx.AsyncByteStream):
         self._ended = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        await self._exchange.end()
+        while piece := await self._exchange.piece():
+            yield piece
+        self._exchange.check()
         self._ended = True
         self._release()
-        yield bytes(self._exchange.parser.arrivals.body)
 
     async def aclose(self) -> None:
         if not self._ended:
@@ -428,12 +454,3 @@ def _head(request: httpx.Request) -> bytes:
     if b"\n" in head.replace(b"\r\n", b""):
         raise TransportFailure("protocol", "a header of the request holds a line break")
     return head + b"\r\n\r\n"
-
-
-@contextlib.asynccontextmanager
-async def closing(transport: httpx.AsyncBaseTransport) -> AsyncIterator[httpx.AsyncBaseTransport]:
-    """Close a transport at the end, whatever kind it is."""
-    try:
-        yield transport
-    finally:
-        await transport.aclose()
