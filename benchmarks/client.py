@@ -99,17 +99,17 @@ class Truth(msgspec.Struct):
 def measure(client: str, load: Load, server_cpu: int, client_cpu: int, loop: str) -> Row:
     """Run one client at one load against a fresh server."""
     with tempfile.TemporaryDirectory() as folder:
-        truth_file = Path(folder) / "truth.jsonl"
+        truth_file, measured_file = Path(folder) / "truth.jsonl", Path(folder) / "measured.json"
         server_command = [sys.executable, "-m", "benchmarks.truth_server", "--truth", str(truth_file)]
         with subprocess.Popen([*server_command, "--cpu", str(server_cpu)], stdout=subprocess.PIPE, text=True) as server:
             assert server.stdout is not None
             url = f"http://127.0.0.1:{int(server.stdout.readline())}"
             worker = [sys.executable, "-m", "benchmarks.client_worker", "--url", url, "--client", client]
             asked = ["--load", msgspec.json.encode(load).decode(), "--loop", loop, "--cpu", str(client_cpu)]
-            done = subprocess.run([*worker, *asked], stdout=subprocess.PIPE, check=True)
+            subprocess.run([*worker, *asked, "--out", str(measured_file)], check=True)
             server.terminate()
         truths = {truth.id: truth for truth in read_truth(truth_file)}
-    return score(client, load, msgspec.json.decode(done.stdout, type=Measured), truths)
+        return score(client, load, msgspec.json.decode(measured_file.read_bytes(), type=Measured), truths)
 
 
 def read_truth(path: Path) -> Iterator[Truth]:
@@ -165,7 +165,7 @@ def table(rows: list[Row]) -> Table:
         "truth within",
         "server late",
     ):
-        shown.add_column(name, justify="left" if name == "client" else "right")
+        shown.add_column(name, justify="left" if name == "client" else "right", no_wrap=True)
     for name in ("CPU us/event", "peak MiB", "failed"):
         shown.add_column(name, justify="right")
     for row in rows:
@@ -228,7 +228,7 @@ def main() -> None:
     cpus = sorted(os.sched_getaffinity(0))
     if len(cpus) < 2:
         sys.exit("Two cores are needed: one for the server, one for the client.")
-    console = Console(width=170)
+    console = Console(width=200)
     rows = []
     for load in LOADS:
         if only is not None and load.streams not in only:

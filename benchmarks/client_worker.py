@@ -1,6 +1,6 @@
 """One client under test at one load, as a process of its own: N users, each with one stream after another.
 
-Prints one JSON object: CPU, peak memory, the window of steady load, and each request's id and token arrivals.
+Writes one JSON object: CPU, peak memory, the window of steady load, and each request's id and token arrivals.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import msgspec
@@ -118,6 +119,7 @@ def main() -> None:
     parser.add_argument("--load", required=True, help="a Load as JSON")
     parser.add_argument("--loop", choices=["uvloop", "asyncio"], default="uvloop")
     parser.add_argument("--cpu", type=int, required=True)
+    parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     take_core(options.cpu)
     factory = None
@@ -128,7 +130,7 @@ def main() -> None:
     load = msgspec.json.decode(options.load, type=Load)
     with asyncio.Runner(loop_factory=factory) as runner:
         measured = runner.run(run(options.url, TRANSPORTS[options.client](), load))
-    sys.stdout.buffer.write(msgspec.json.encode(measured))
+    options.out.write_bytes(msgspec.json.encode(measured))
 
 
 if __name__ == "__main__":

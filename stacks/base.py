@@ -164,6 +164,11 @@ class Wire(ABC):
         `msgspec.DecodeError` on what is not JSON."""
         return self.delta(msgspec.json.decode(data))
 
+    def count_texts(self, events: bytes) -> int | None:
+        """Number of events in a JSON array of them, if each means `Delta(text=True)`; None if not, or if this dialect
+        has no fast way to tell."""
+        return None
+
 
 # --- the log and the metrics ------------------------------------------------------------------------------------
 

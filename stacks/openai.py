@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 import msgspec
 
@@ -62,8 +62,53 @@ def salt(prompt: Prompt) -> str:
     return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
 
+# An event that is a piece of text and nothing else, as a type: decoding it checks it, many at once.
+
+
+class _PlainText(msgspec.Struct):
+    text: Annotated[str, msgspec.Meta(min_length=1)]
+    delta: None = None
+    finish_reason: None = None
+    token_ids: None = None
+
+
+class _PlainContent(msgspec.Struct):
+    content: Annotated[str, msgspec.Meta(min_length=1)]
+    reasoning: None = None
+    reasoning_content: None = None
+    tool_calls: None = None
+
+
+class _PlainDelta(msgspec.Struct):
+    delta: _PlainContent
+    text: None = None
+    finish_reason: None = None
+    token_ids: None = None
+
+
+_AChoice = TypeVar("_AChoice")
+
+
+class _Plain(msgspec.Struct, Generic[_AChoice]):
+    choices: tuple[_AChoice]
+    object: Literal["chat.completion.chunk", "text_completion"]
+    error: None = None
+    detail: None = None
+    usage: None = None
+    timings: None = None
+
+
 class OpenAIWire(Wire):
     """What chat and completions have in common."""
+
+    texts: ClassVar[msgspec.json.Decoder[list[Any]]]
+    """Reads a list of events if each is a piece of text and nothing else."""
+
+    def count_texts(self, events: bytes) -> int | None:
+        try:
+            return len(self.texts.decode(events))
+        except msgspec.DecodeError:
+            return None
 
     def __init__(self, dialect: Dialect = PLAIN) -> None:
         self.dialect = dialect
@@ -85,6 +130,7 @@ class ChatWire(OpenAIWire):
 
     name: ClassVar[str] = "chat"
     path: ClassVar[str] = "/v1/chat/completions"
+    texts: ClassVar[msgspec.json.Decoder[list[Any]]] = msgspec.json.Decoder(list[_Plain[_PlainDelta]])
 
     def body(self, prompt: Prompt, output_tokens: int, model: str) -> dict[str, Any]:
         if prompt.text is None:
@@ -99,6 +145,7 @@ class CompletionsWire(OpenAIWire):
     name: ClassVar[str] = "completions"
     path: ClassVar[str] = "/v1/completions"
     takes_token_ids: ClassVar[bool] = True
+    texts: ClassVar[msgspec.json.Decoder[list[Any]]] = msgspec.json.Decoder(list[_Plain[_PlainText]])
 
     def body(self, prompt: Prompt, output_tokens: int, model: str) -> dict[str, Any]:
         content: str | list[int] = list(prompt.token_ids) if prompt.token_ids is not None else prompt.text or ""

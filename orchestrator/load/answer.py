@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,8 @@ from orchestrator.records import Failure
 from stacks.base import Delta, Wire
 
 MAX_DETAIL_CHARACTERS = 300
+AT_ONCE_BYTES = 1024
+"""A smaller piece is not halved: its events are read one by one."""
 
 
 class Answer:
@@ -39,6 +42,8 @@ class Answer:
         self._garbage: str | None = None
         self._body = b""
         """Beginning of the body of a refusal."""
+        self._taken = 0
+        """Bytes of the body that were read."""
         self._wire = wire
         self._events = SseParser()
 
@@ -70,10 +75,39 @@ class Answer:
         if self.status != 200:
             self._body += piece[: 4 * MAX_DETAIL_CHARACTERS - len(self._body)]
         elif self._garbage is None:
-            try:
-                self._read_events(self._events.feed(piece))
-            except EventTooLongError as error:
-                self._garbage = str(error)
+            self._read(piece)
+
+    def _read(self, piece: bytes) -> None:
+        """Many events at once where all are pieces of text; else the same with each half, down to single events."""
+        if self._read_texts(piece):
+            return
+        middle = piece.find(b"\n\n", len(piece) // 2) + 2
+        if len(piece) > AT_ONCE_BYTES and 2 <= middle < len(piece) and self._events.at_event:
+            self._read(piece[:middle])
+            self._read(piece[middle:])
+            return
+        try:
+            self._read_events(self._events.feed(piece))
+        except EventTooLongError as error:
+            self._garbage = str(error)
+        self._taken += len(piece)
+
+    def _read_texts(self, piece: bytes) -> bool:
+        """The usual piece, whole events of one line that are a piece of text each; False if it is anything else."""
+        events = piece.split(b"\n\n")
+        if events.pop() or not self._events.at_event or not piece.startswith(b"data: "):
+            return False
+        if self._wire.count_texts(b"[" + piece[6:-2].replace(b"\n\ndata: ", b",") + b"]") != len(events):
+            return False
+        self._events.skip(len(piece))
+        ends = list(itertools.accumulate([len(event) + 2 for event in events], initial=self._taken))
+        times = self.arrivals.times_of(ends[1:])
+        self._taken = ends[-1]
+        self.token_ns.extend(times)
+        self._all_counted = False
+        if self._first_answer_ns is None:
+            self._first_answer_ns = times[0]
+        return True
 
     def _read_events(self, events: Sequence[SseEvent]) -> None:
         read, time_of = self._wire.read, self.arrivals.time_of

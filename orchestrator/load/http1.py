@@ -1,12 +1,15 @@
 """HTTP/1.1 responses as they arrive: a bounded push parser that keeps when each piece of the body came.
 
-The hot path is one call of `feed` per read: frame, append, stamp. Nothing of the body is looked at.
+The hot path is one call of `feed` per read, and in the middle of a chunked body that only keeps the bytes and their
+stamp: a number of reads is framed at once, when they are asked for or when the body may have ended.
 """
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from bisect import bisect_left
+from collections.abc import Sequence
 from typing import Literal
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -20,6 +23,10 @@ class ProtocolError(Exception):
     """The server does not speak HTTP/1.1; the message says what was seen."""
 
 
+KEPT_READS = 64
+"""As many reads are framed at once, at most: a few hundredths of a millisecond's work."""
+SHORT_BYTES, LONG_BYTES = 4, 4096
+"""Reads of other lengths are framed when they come."""
 _CHUNK_SIZES = {b"%x" % size: size for size in range(1, 1025)}
 """The usual chunk-size lines: events of up to 1 KiB."""
 
@@ -53,6 +60,13 @@ class Arrivals:
         self.body.clear()
         return taken
 
+    def times_of(self, ends: list[int]) -> Sequence[int]:
+        """`time_of` each: at once where each of these ends is the end of the next piece."""
+        first = bisect_left(self.ends, ends[0])
+        if self.ends[first : first + len(ends)].tolist() == ends:
+            return self.stamps[first : first + len(ends)]
+        return [self.time_of(end) for end in ends]
+
     def time_of(self, end: int) -> int:
         """When the body had become `end` bytes long."""
         return self.stamps[bisect_left(self.ends, end)]
@@ -60,6 +74,12 @@ class Arrivals:
 
 class ResponseParser:
     """One response. `feed` the bytes of each read; `done` tells the end, `surplus` what came behind it."""
+
+    __slots__ = (
+        "_at_chunk", "_chunk_state", "_head_request", "_left", "_max_body_bytes", "_pending", "_reads", "_stamps",
+        "arrivals", "done", "first_byte_ns", "framing", "head_done", "headers", "reason", "status", "surplus",
+        "version",
+    )  # fmt: skip
 
     def __init__(self, *, head_request: bool = False, max_body_bytes: int) -> None:
         self.status = 0
@@ -78,14 +98,28 @@ class ResponseParser:
         self._left = 0
         self._chunk_state: Literal["size", "data", "end", "trailer"] = "size"
         self._at_chunk = False
-        """The next byte begins a chunk-size line."""
+        """Before the reads that are kept, the next byte begins a chunk-size line."""
+        self._reads: list[bytes] = []
+        self._stamps: list[int] = []
+        """Reads that are not framed yet, and their arrivals."""
 
-    def feed(self, data: bytes, stamp_ns: int, kernel: bool) -> None:
-        """Take the bytes of one read and their arrival. Raises ProtocolError."""
+    def feed(self, data: bytes, stamp_ns: int, kernel: bool) -> bool:
+        """Take the bytes of one read and their arrival. Raises ProtocolError. True: there is news to look at."""
         if not kernel:
             self.arrivals.kernel = False
-        if self._at_chunk and self._take_whole_chunk(data, stamp_ns):
-            return
+        # What ends a body ends so, or comes in pieces that small.
+        if self._at_chunk and SHORT_BYTES < len(data) <= LONG_BYTES and not data.endswith(b"\r\n\r\n"):
+            self._reads.append(data)
+            self._stamps.append(stamp_ns)
+            if len(self._reads) < KEPT_READS:
+                return False
+            self.settle()
+        else:
+            self._feed_now(data, stamp_ns)
+        return True
+
+    def _feed_now(self, data: bytes, stamp_ns: int) -> None:
+        self.settle()
         if self.first_byte_ns is None:
             self.first_byte_ns = stamp_ns
         if self.done:
@@ -102,15 +136,31 @@ class ResponseParser:
         if data and not self.done:
             self._take(data, stamp_ns)
 
-    def _take_whole_chunk(self, data: bytes, stamp_ns: int) -> bool:
-        """The usual read is one chunk, all of it and nothing else; False if this one is not."""
-        line = data.find(b"\r\n", 0, 5)
-        size = _CHUNK_SIZES.get(data[:line])
-        if size is None or len(data) != line + size + 4 or not data.endswith(b"\r\n"):
+    def settle(self) -> None:
+        """Frame the reads that were kept. Raises ProtocolError."""
+        reads, stamps = self._reads, self._stamps
+        if not reads:
+            return
+        self._reads, self._stamps = [], []
+        if not self._settle_chunks(reads, stamps):
+            for data, stamp_ns in zip(reads, stamps, strict=True):
+                self._take(data, stamp_ns)
+
+    def _settle_chunks(self, reads: list[bytes], stamps: list[int]) -> bool:
+        """All at once, if each read was one whole chunk; False if not."""
+        parts = b"".join(reads).split(b"\r\n")
+        lines, pieces = parts[:-1:2], parts[1::2]
+        sizes = list(map(len, pieces))
+        if parts[-1] or len(sizes) != len(reads) or list(map(_CHUNK_SIZES.get, lines)) != sizes:
+            return False
+        if [len(line) + size + 4 for line, size in zip(lines, sizes, strict=True)] != list(map(len, reads)):
             return False
         arrivals = self.arrivals
-        arrivals.body += data[line + 2 : -2]
-        arrivals.stamp(size, stamp_ns)
+        arrivals.body += b"".join(pieces)
+        ends = list(itertools.accumulate(sizes, initial=arrivals.size))
+        arrivals.size = ends[-1]
+        arrivals.ends.extend(ends[1:])
+        arrivals.stamps.extend(stamps)
         self._check_size()
         return True
 
@@ -130,7 +180,8 @@ class ResponseParser:
         self._check_size()
 
     def end_of_stream(self) -> bool:
-        """The server closed. True if that is a proper end of the response."""
+        """The server closed. True if that is a proper end of the response. Raises ProtocolError."""
+        self.settle()
         if self.head_done and self.framing == "close":
             self.done = True
         return self.done

@@ -8,6 +8,7 @@ nothing is parsed when an event comes and no body is kept. `response.extensions[
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 import ssl
@@ -19,7 +20,7 @@ import msgspec
 
 from orchestrator.clock import NS_PER_S, now_ns
 from orchestrator.load.http1 import Arrivals, ProtocolError, ResponseParser
-from orchestrator.load.stamps import StampedReader, StampsKept
+from orchestrator.load.stamps import Read, RealClock, StampedReader, StampsKept
 from orchestrator.records import FailureKind
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
@@ -55,12 +56,16 @@ class _Origin(NamedTuple):
 class _Connection:
     """One socket to the server, used by one request at a time."""
 
-    def __init__(self, sock: socket.socket, *, kernel_stamps: bool) -> None:
+    __slots__ = ("_read_raw", "incoming", "outgoing", "read", "sock", "tls")
+
+    def __init__(self, sock: socket.socket, *, kernel_stamps: bool, clock: RealClock | None = None) -> None:
         self.sock = sock
-        self.reader = StampedReader(sock, kernel=kernel_stamps)
+        self._read_raw = StampedReader(sock, kernel=kernel_stamps, clock=clock).read
+        self.read = self._read_raw
+        """Plain bytes of one read with their stamp; raises BlockingIOError when there are none yet."""
         self.tls: ssl.SSLObject | None = None
-        self.incoming = ssl.MemoryBIO()
-        self.outgoing = ssl.MemoryBIO()
+        self.incoming: ssl.MemoryBIO
+        self.outgoing: ssl.MemoryBIO
 
     def is_stale(self) -> bool:
         """The server closed it, or sent what nobody asked for, while it was idle."""
@@ -85,6 +90,8 @@ class _Connection:
 
     async def handshake(self, context: ssl.SSLContext, host: str) -> None:
         loop = asyncio.get_running_loop()
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.read = self._read_encrypted
         self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname=host)
         while True:
             try:
@@ -99,11 +106,8 @@ class _Connection:
                 await loop.sock_sendall(self.sock, self.outgoing.read())
                 return
 
-    def read(self) -> tuple[bytes, int, bool]:
-        """Plain bytes of one read with their stamp; raises BlockingIOError when there are none yet."""
-        data, stamp, kernel = self.reader.read()
-        if self.tls is None:
-            return data, stamp, kernel
+    def _read_encrypted(self) -> Read:
+        data, stamp, kernel = self._read_raw()
         if not data:
             self.incoming.write_eof()
         else:
@@ -130,10 +134,17 @@ class _Connection:
 class _Exchange:
     """One response being read: the socket's callback, the parser, the deadlines."""
 
+    __slots__ = (
+        "_connection", "_failure", "_feed", "_head", "_last_ns", "_limits", "_loop", "_piece", "_read", "_reading",
+        "_sent_ns", "_timer", "ended", "parser",
+    )  # fmt: skip
+
     def __init__(self, connection: _Connection, parser: ResponseParser, limits: RequestLimits, sent_ns: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._connection = connection
+        self._read = connection.read
         self.parser = parser
+        self._feed = parser.feed
         self._limits = limits
         self._sent_ns = sent_ns
         self._last_ns = sent_ns
@@ -150,7 +161,7 @@ class _Exchange:
 
     def _on_readable(self) -> None:
         try:
-            data, stamp, kernel = self._connection.read()
+            data, stamp, kernel = self._read()
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
@@ -161,12 +172,10 @@ class _Exchange:
             return
         self._last_ns = stamp
         try:
-            self.parser.feed(data, stamp, kernel)
+            if self._feed(data, stamp, kernel):
+                self._advance()
         except ProtocolError as error:
             self._fail("protocol", str(error))
-            return
-        if self.parser.done or self._piece is None or len(self.parser.arrivals.body) >= PIECE_BYTES:
-            self._advance()
 
     def _advance(self) -> None:
         if self.parser.done:
@@ -174,7 +183,8 @@ class _Exchange:
             return
         if self.parser.head_done and not self._head.done():
             self._head.set_result(None)
-        self._wake()
+        if len(self.parser.arrivals.body) >= PIECE_BYTES:
+            self._wake()
 
     def _wake(self) -> None:
         """Whoever waits for a piece may take what there is."""
@@ -190,7 +200,12 @@ class _Exchange:
             self._fail("reset", f"the connection was reset ({_why(error)})")
 
     def _on_eof(self) -> None:
-        if self.parser.end_of_stream():
+        try:
+            proper = self.parser.end_of_stream()
+        except ProtocolError as error:
+            self._fail("protocol", str(error))
+            return
+        if proper:
             self._finish()
         elif self.parser.first_byte_ns is None:
             self._fail("reset", "the server closed the connection without an answer")
@@ -207,6 +222,10 @@ class _Exchange:
         self._wake()
 
     def _fail(self, kind: FailureKind, detail: str) -> None:
+        try:
+            self.parser.settle()
+        except ProtocolError as error:
+            kind, detail = "protocol", str(error)
         self._failure = TransportFailure(kind, detail)
         self._finish()
 
@@ -221,6 +240,8 @@ class _Exchange:
     def abandon(self) -> None:
         """Nobody waits any more: stop reading and close."""
         self._stop()
+        with contextlib.suppress(ProtocolError):  # what came before counts, and this answer has failed already
+            self.parser.settle()
         self._connection.close()
 
     # --- deadlines ----------------------------------------------------------------------------------------------
@@ -305,6 +326,7 @@ class StampingTransport(httpx.AsyncBaseTransport):
         self._kernel_stamps = kernel_stamps
         self._max_body_bytes = max_body_bytes
         self._stamps = StampsKept() if kernel_stamps else None
+        self._clock = RealClock()
         self._idle: dict[_Origin, list[_Connection]] = {}
         self._addresses: dict[tuple[str, int], tuple[socket.AddressFamily, object]] = {}
 
@@ -387,7 +409,7 @@ class StampingTransport(httpx.AsyncBaseTransport):
             if family != getattr(socket, "AF_UNIX", None):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await loop.sock_connect(sock, address)  # type: ignore[arg-type]
-            connection = _Connection(sock, kernel_stamps=self._kernel_stamps)
+            connection = _Connection(sock, kernel_stamps=self._kernel_stamps, clock=self._clock)
             if origin.scheme == "https":
                 await connection.handshake(self._tls_context(), origin.host)
         except BaseException:
