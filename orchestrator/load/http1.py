@@ -26,7 +26,7 @@ class ProtocolError(Exception):
 KEPT_READS = 64
 """As many reads are framed at once, at most: a few hundredths of a millisecond's work."""
 SHORT_BYTES, LONG_BYTES = 4, 4096
-"""Reads of other lengths are framed when they come."""
+"""A read of at most the one or at least the other is framed when it comes."""
 _CHUNK_SIZES = {b"%x" % size: size for size in range(1, 1025)}
 """The usual chunk-size lines: events of up to 1 KiB."""
 
@@ -108,10 +108,10 @@ class ResponseParser:
         if not kernel:
             self.arrivals.kernel = False
         # What ends a body ends so, or comes in pieces that small.
-        if self._at_chunk and SHORT_BYTES < len(data) <= LONG_BYTES and not data.endswith(b"\r\n\r\n"):
+        if self._at_chunk and len(data) > SHORT_BYTES and not data.endswith(b"\r\n\r\n"):
             self._reads.append(data)
             self._stamps.append(stamp_ns)
-            if len(self._reads) < KEPT_READS:
+            if len(self._reads) < KEPT_READS and len(data) < LONG_BYTES:
                 return False
             self.settle()
         else:
@@ -147,19 +147,24 @@ class ResponseParser:
                 self._take(data, stamp_ns)
 
     def _settle_chunks(self, reads: list[bytes], stamps: list[int]) -> bool:
-        """All at once, if each read was one whole chunk; False if not."""
+        """All at once, if each read was a number of whole chunks; False if not."""
         parts = b"".join(reads).split(b"\r\n")
         lines, pieces = parts[:-1:2], parts[1::2]
         sizes = list(map(len, pieces))
-        if parts[-1] or len(sizes) != len(reads) or list(map(_CHUNK_SIZES.get, lines)) != sizes:
-            return False
-        if [len(line) + size + 4 for line, size in zip(lines, sizes, strict=True)] != list(map(len, reads)):
+        if parts[-1] or list(map(_CHUNK_SIZES.get, lines)) != sizes:
             return False
         arrivals = self.arrivals
+        ends = itertools.accumulate(sizes, initial=arrivals.size)
+        raw_ends = itertools.accumulate(
+            [len(line) + size + 4 for line, size in zip(lines, sizes, strict=True)], initial=0
+        )
+        end_of = dict(zip(raw_ends, ends, strict=True))
+        found = list(map(end_of.get, itertools.accumulate(map(len, reads))))
+        if None in found:
+            return False
         arrivals.body += b"".join(pieces)
-        ends = list(itertools.accumulate(sizes, initial=arrivals.size))
-        arrivals.size = ends[-1]
-        arrivals.ends.extend(ends[1:])
+        arrivals.size += sum(sizes)
+        arrivals.ends.extend(found)
         arrivals.stamps.extend(stamps)
         self._check_size()
         return True
