@@ -155,12 +155,10 @@ class ResponseParser:
             return False
         arrivals = self.arrivals
         ends = itertools.accumulate(sizes, initial=arrivals.size)
-        raw_ends = itertools.accumulate(
-            [len(line) + size + 4 for line, size in zip(lines, sizes, strict=True)], initial=0
-        )
-        end_of = dict(zip(raw_ends, ends, strict=True))
-        found = list(map(end_of.get, itertools.accumulate(map(len, reads))))
-        if None in found:
+        raw_sizes = [len(line) + size + 4 for line, size in zip(lines, sizes, strict=True)]
+        end_of = dict(zip(itertools.accumulate(raw_sizes, initial=0), ends, strict=True))
+        found = [end_of.get(raw_end, -1) for raw_end in itertools.accumulate(map(len, reads))]
+        if -1 in found:
             return False
         arrivals.body += b"".join(pieces)
         arrivals.size += sum(sizes)

@@ -24,7 +24,7 @@ from orchestrator.host import SO_TIMESTAMPNS
 _TIMESPEC = struct.Struct("@qq")
 _unpack = _TIMESPEC.unpack
 _SPACE = socket.CMSG_SPACE(_TIMESPEC.size) if hasattr(socket, "CMSG_SPACE") else 0
-READ_BYTES = 64 * 1024
+READ_BYTES = 16 * 1024
 _STEADY_NS = 1_000
 """Two looks that follow each other lie 0.1 to 0.3 us apart, so clocks that seem this much apart more have not moved."""
 _STEP_NS = 100_000
