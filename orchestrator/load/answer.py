@@ -40,6 +40,8 @@ class Answer:
         """Last value of each total that an event told."""
         self._error: str | None = None
         self._garbage: str | None = None
+        self._lost = False
+        """An event was too long to follow; what comes after it is not read."""
         self._body = b""
         """Beginning of the body of a refusal."""
         self._taken = 0
@@ -74,7 +76,7 @@ class Answer:
     def _take(self, piece: bytes) -> None:
         if self.status != 200:
             self._body += piece[: 4 * MAX_DETAIL_CHARACTERS - len(self._body)]
-        elif self._garbage is None:
+        elif not self._lost:
             self._read(piece)
 
     def _read(self, piece: bytes) -> None:
@@ -89,7 +91,7 @@ class Answer:
         try:
             self._read_events(self._events.feed(piece))
         except EventTooLongError as error:
-            self._garbage = str(error)
+            self._garbage, self._lost = str(error), True
         self._taken += len(piece)
 
     def _read_texts(self, piece: bytes) -> bool:
@@ -100,8 +102,9 @@ class Answer:
         if self._wire.count_texts(b"[" + piece[6:-2].replace(b"\n\ndata: ", b",") + b"]") != len(events):
             return False
         self._events.skip(len(piece))
-        ends = list(itertools.accumulate([len(event) + 2 for event in events], initial=self._taken))
-        times = self.arrivals.times_of(ends[1:])
+        ends = list(itertools.accumulate([len(event) + 2 for event in events], initial=self._taken))[1:]
+        # The data of an event is there one byte before its end, which is the blank line.
+        times = self.arrivals.times_of(ends) or [self.arrivals.time_of(end - 1) for end in ends]
         self._taken = ends[-1]
         self.token_ns.extend(times)
         self._all_counted = False

@@ -60,12 +60,11 @@ class Arrivals:
         self.body.clear()
         return taken
 
-    def times_of(self, ends: list[int]) -> Sequence[int]:
-        """`time_of` each: at once where each of these ends is the end of the next piece."""
+    def times_of(self, ends: list[int]) -> Sequence[int] | None:
+        """`time_of` each, at once, if each of these ends is the end of the next piece; None if not."""
         first = bisect_left(self.ends, ends[0])
-        if self.ends[first : first + len(ends)].tolist() == ends:
-            return self.stamps[first : first + len(ends)]
-        return [self.time_of(end) for end in ends]
+        last = first + len(ends)
+        return self.stamps[first:last] if self.ends[first:last].tolist() == ends else None
 
     def time_of(self, end: int) -> int:
         """When the body had become `end` bytes long."""
