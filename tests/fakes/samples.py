@@ -10,6 +10,8 @@ FOLDER = Path(__file__).parents[1] / "data" / "samples"
 
 
 class Answer(NamedTuple):
+    path: str
+    """That was asked; empty where the recording does not hold the request."""
     status: int
     body: bytes
 
@@ -40,11 +42,21 @@ def sections(name: str) -> dict[str, list[str]]:
 
 def answer(name: str) -> Answer:
     """The recorded answer to a request: what stands behind its status line and its head."""
-    found = re.search(r"^HTTP/1\.1 (?P<status>\d+).*?(?:\n\n(?P<body>.*)|\Z)", text(name), re.MULTILINE | re.DOTALL)
+    recorded = text(name)
+    found = re.search(r"^HTTP/1\.1 (?P<status>\d+).*?(?:\n\n(?P<body>.*)|\Z)", recorded, re.MULTILINE | re.DOTALL)
     assert found is not None, name
-    return Answer(int(found["status"]), (found["body"] or "").encode())
+    asked = re.match(r"> [A-Z]+ (\S+)", recorded)
+    return Answer(asked[1] if asked else "", int(found["status"]), (found["body"] or "").encode())
 
 
 def names(stack: str, pattern: str) -> list[str]:
     """Files of a stack, as they are named here."""
     return sorted(f"{stack}/{path.name}" for path in (FOLDER / stack).glob(pattern))
+
+
+def streams() -> dict[str, Answer]:
+    """Every recorded stream of a real server, as ``stack-what``."""
+    return {
+        f"{path.parent.name}-{path.stem.removeprefix('stream-')}": answer(f"{path.parent.name}/{path.name}")
+        for path in sorted(FOLDER.glob("*/stream-*.txt"))
+    }

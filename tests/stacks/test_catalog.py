@@ -34,7 +34,7 @@ prompt_tokens = 8
 output_tokens = 4
 levels = [1]
 [ramp]
-requests = 10
+requests = 20
 requests_per_user = 2
 min_seconds = 0
 max_seconds = 20
