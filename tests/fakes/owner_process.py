@@ -38,6 +38,7 @@ async def hold(directory: Path, run_id: str, image: str | None, arguments: list[
         launch="docker" if image else "process",
         image=image,
         args=tuple(arguments),
+        start_timeout_s=120.0,  # many come up at once
     )
     owner = Owner.current(run_id, "cell-1")
     async with open_server(FakeStack(), deployment, directory=directory, owner=owner, on_starting=starting) as server:
