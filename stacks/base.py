@@ -209,6 +209,10 @@ class Stack(ABC):
     def problems(self, deployment: Deployment) -> list[Setting]:
         """Every setting that this stack (in the deployment's version) does not accept."""
 
+    def checkpoint_problems(self, deployment: Deployment, quantized_as: str) -> list[Setting]:
+        """What does not fit to a checkpoint that is on this machine: quantized by that method, or plain (``""``)."""
+        return []
+
     @abstractmethod
     def launch(self, deployment: Deployment, host: str, port: int) -> LaunchSpec:
         """What to start so that it listens on host:port. For docker, `port` is the port inside the container."""

@@ -10,6 +10,7 @@ from typing import ClassVar
 import msgspec
 
 from stacks.base import Deployment, FailurePattern, FoundFailure, LaunchSpec, Setting, Stack, Wire
+from stacks.checkpoint import FROM_CHECKPOINT
 from stacks.command import mounts_of, visible_devices
 from stacks.logs import SHARED_FAILURES, Fact, clean_lines, facts_of, find_failure, since_last_start
 from stacks.openai import PLAIN, Dialect, OpenAIWire
@@ -72,6 +73,21 @@ class DataSheet(Stack):
             found += self._name_problems(deployment)
             found += self.more_problems(deployment)
         return found
+
+    def checkpoint_problems(self, deployment: Deployment, quantized_as: str) -> list[Setting]:
+        asked, number = deployment.quantization, self.release(deployment)
+        if asked is None or asked not in self.quantizations.at(number):
+            return []
+        on_load = self.quantizes_on_load(asked, number)
+        if not quantized_as and not on_load and FROM_CHECKPOINT.search(asked):
+            able = ", ".join(value for value in self.quantizations.at(number) if self.quantizes_on_load(value, number))
+            message = f"{asked} needs a checkpoint that is quantized already, and {deployment.model} is plain."
+            remedy = "Take a quantized one" + (f", or quantize while it loads: {able}." if able else ".")
+            return [Setting("quantization", message, remedy)]
+        if quantized_as and on_load and not (asked.startswith(quantized_as) or quantized_as.startswith(asked)):
+            message = f"{asked} quantizes a plain checkpoint, and {deployment.model} is quantized as {quantized_as}."
+            return [Setting("quantization", message, "Leave quantization out, or take the plain checkpoint.")]
+        return []
 
     def spelled(self, quantization: str) -> str:
         """A quantization as the tables spell it."""

@@ -14,7 +14,8 @@ from stacks.prometheus import Metric, values_of
 from stacks.settings import Values
 from stacks.sheet import QUIET, DataSheet
 
-BLOCK_TOKENS = 16
+BLOCK_TOKENS = 32
+"""The least that the attention backends of GPUs and CPUs have in common; a few want more (--block-size in args)."""
 DEFAULT_MEMORY_FRACTION = 0.9
 DEFAULT_SEQUENCES = 256
 DEFAULT_BATCHED_TOKENS = 8192
@@ -193,6 +194,11 @@ FAILURES = (
         "The card is too old for this quantization: take another one.",
     ),
     failure(
+        "block-size",
+        r"No common block size for (?P<size>\d+) \((?P<able>.+?)\)\.",
+        "The attention backend takes no blocks of {size} tokens ({able}): give another --block-size in args.",
+    ),
+    failure(
         "model-unknown",
         r"Model architectures \[.*\] are not supported for now",
         "Take a newer vLLM, or a model that it knows.",
@@ -208,6 +214,11 @@ LAST_FAILURES = (
         "engine-dead",
         r"EngineCore encountered (?:a fatal error|an issue)",
         "The engine died under load: the lines before this one say why.",
+    ),
+    failure(
+        "engine-start-failed",
+        r"Worker failed with error '(?P<why>[^']{1,200})",
+        "A worker did not start: {why}",
     ),
     failure(
         "engine-start-failed",
@@ -298,7 +309,7 @@ class Vllm(DataSheet):
         return [Setting("kv_cache_bytes", "vLLM has --kv-cache-memory-bytes from 0.10.2 on.", remedy)]
 
     def arguments(self, deployment: Deployment, host: str, port: int) -> tuple[str, ...]:
-        tokens = deployment.kv_cache_tokens
+        tokens, block_tokens = deployment.kv_cache_tokens, _block_tokens(deployment)
         number = self.release(deployment)
         deprecated = deployment.quantization in DEPRECATED and (number is None or number >= _DEPRECATED_SINCE)
         flags = [
@@ -318,9 +329,9 @@ class Vllm(DataSheet):
                 deployment.kv_cache_bytes,
                 Flag("--kv-cache-memory-bytes", deployment.kv_cache_bytes, ("--kv-cache-memory",)),
             ),
-            when(tokens, Flag("--block-size", BLOCK_TOKENS)),
+            when(tokens, Flag("--block-size", block_tokens)),
             # One block is never handed out.
-            when(tokens, Flag("--num-gpu-blocks-override", -(-(tokens or 0) // BLOCK_TOKENS) + 1)),
+            when(tokens, Flag("--num-gpu-blocks-override", -(-(tokens or 0) // block_tokens) + 1)),
             Flag("--tensor-parallel-size", deployment.tensor_parallel, ("-tp",)),
             Flag("--no-enable-prefix-caching", None, ("--enable-prefix-caching",)),
             Flag("--generation-config", "vllm"),
@@ -356,3 +367,10 @@ class Vllm(DataSheet):
         if deployment.launch != "external" and deployment.context_tokens is None:
             found.append("No context_tokens: vLLM takes the model's own context and sizes its checks by it.")
         return found
+
+
+def _block_tokens(deployment: Deployment) -> int:
+    """The plan's own block size, where its arguments give one."""
+    words = [part for word in deployment.args for part in word.split("=", 1)]
+    given = words[words.index("--block-size") + 1 :][:1] if "--block-size" in words else []
+    return int(given[0]) if given and given[0].isdigit() and int(given[0]) else BLOCK_TOKENS

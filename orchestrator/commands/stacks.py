@@ -174,15 +174,17 @@ def _rows(rows: Iterable[tuple[str, str]]) -> Iterator[str]:
     listed = list(rows)
     wide = max((len(name) for name, _ in listed), default=0)
     for name, text in listed:
-        yield textwrap.fill(
-            text,
-            WIDTH,
-            initial_indent=f"  {name:<{wide}}  ",
-            subsequent_indent=" " * (wide + 4),
-            break_long_words=False,
-        )
+        yield _filled(text, f"  {name:<{wide}}  ")
 
 
 def _wrapped(text: str) -> Iterator[str]:
     if text:
-        yield textwrap.fill(text, WIDTH, initial_indent="  ", subsequent_indent="  ", break_long_words=False)
+        yield _filled(text, "  ")
+
+
+def _filled(text: str, head: str) -> str:
+    """Wrapped below `head`; a flag is never cut at its hyphens."""
+    below = " " * len(head)
+    return textwrap.fill(
+        text, WIDTH, initial_indent=head, subsequent_indent=below, break_long_words=False, break_on_hyphens=False
+    )

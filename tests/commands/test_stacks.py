@@ -57,7 +57,7 @@ def test_a_page_tells_what_the_json_tells(name: str) -> None:
 def test_flags_are_those_that_a_start_would_use() -> None:
     given = {row["key"]: row["given_as"] for row in facts("show", "vllm")["settings"]}
     assert given["context_tokens"] == ["--max-model-len", "4096"]
-    assert given["kv_cache_tokens"] == ["--block-size", "16", "--num-gpu-blocks-override", "4097"]
+    assert given["kv_cache_tokens"] == ["--block-size", "32", "--num-gpu-blocks-override", "2049"]
     assert given["shm_bytes"] == []
     unified = {row["key"]: row["given_as"] for row in facts("show", "llamacpp")["settings"]}
     assert unified["kv_cache_tokens"] == ["-c", "65536", "-kvu"]

@@ -18,7 +18,7 @@ import psutil
 from orchestrator.launch.tree import read_environment, read_process, read_table
 
 OWNER = Path(__file__).with_name("owner_process.py")
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 class DyingOwner:

@@ -11,7 +11,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from fakes.stacks import FakeStack
 
+from stacks.about import about
 from stacks.catalog import BUILT_IN, names, stack
 
 ROOT = Path(__file__).parents[2]
@@ -105,3 +107,10 @@ def test_a_name_that_there_is_not() -> None:
     assert set(names()) >= set(BUILT_IN)
     with pytest.raises(ValueError, match=r'no stack "vlm".*Nearest: "vllm"'):
         stack("vlm")
+
+
+def test_a_stack_that_is_no_data_sheet_tells_what_it_has() -> None:
+    told = about(FakeStack())
+    assert (told.name, told.versions, told.failures, told.metrics) == ("fake", None, (), {})
+    assert told.ready == ("/health answers 200", "/v1/models lists the model", "a completion of two tokens comes back")
+    assert {row.key for row in told.settings} >= {"context_tokens", "max_concurrency"}

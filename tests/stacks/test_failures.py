@@ -59,6 +59,8 @@ SENTENCES = {
         ("quant-mismatch", "Cannot find the config file for awq"),
         ("quant-card", "The quantization method fp8 is not supported for the current GPU. Minimum capability: 80."),
         ("quant-card", "Quantization scheme is not supported for the current GPU. Min capability: 89."),
+        ("block-size", "Worker failed with error 'No common block size for 16 (CPU_ATTN: [MultipleOf(32)]).', please"),
+        ("engine-start-failed", "RuntimeError: Worker failed with error 'x is not y', please check the stack trace"),
         ("model-unknown", "Model architectures ['X'] are not supported for now. Supported architectures: ..."),
         ("not-found", "HFValidationError: Repo id must be in the form 'repo_name' or 'namespace/repo_name': '/x'"),
         ("port-taken", "OSError: [Errno 98] Address already in use"),

@@ -8,6 +8,7 @@ import pytest
 
 from stacks.base import Deployment, Setting
 from stacks.catalog import BUILT_IN, stack
+from stacks.command import options
 from stacks.settings import Values, image_tag, release
 from stacks.sheet import DataSheet
 
@@ -166,6 +167,18 @@ def test_the_releases_that_are_known_are_no_warning(name: str) -> None:
     for version in sheet.versions or ():
         assert sheet.version_note(version) is None
     assert sheet.version_note(None) is None
+
+
+@pytest.mark.parametrize(
+    ("args", "size", "blocks"),
+    [((), "32", "33"), (("--block-size", "64"), "64", "17"), (("--block-size=128",), "128", "9")],
+)
+def test_a_pool_of_so_many_tokens_in_whatever_blocks_plus_the_one_that_is_never_handed_out(
+    args: tuple[str, ...], size: str, blocks: str
+) -> None:
+    words = options(stack("vllm").launch(deployment("vllm", kv_cache_tokens=1024, args=args), "h", 1).argv)
+    assert ("--num-gpu-blocks-override", blocks) in words
+    assert [word for word in words if word[0].startswith("--block-size")] == [args or ("--block-size", size)]
 
 
 def test_values_that_drop_what_was_never_there_are_a_mistake() -> None:
