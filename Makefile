@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STACKS ?= llamacpp vllm transformers sglang
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test test-stacks lint format bench-memory build clean
+.PHONY: demo test test-stacks lint format bench-memory bench-client build clean
 
 demo: $(VENV)/.demo            ## the main job on this machine: real llama.cpp, three weight formats, a report
 	$(BIN)/loadproof demo $(ARGS)
@@ -30,6 +30,9 @@ format: $(VENV)/.dev
 
 bench-memory: $(VENV)/.dev     ## the predicted memory bill against public measurements
 	$(BIN)/python -m benchmarks.memory $(ARGS)
+
+bench-client: $(VENV)/.dev     ## how true and how light the client is, against a server that knows what it sent
+	$(BIN)/python -m benchmarks.client $(ARGS)
 
 build: $(VENV)/.dev            ## wheel and sdist into dist/
 	$(BIN)/python -m build

@@ -96,8 +96,8 @@ class Truth(msgspec.Struct):
     after_ns: list[int]
 
 
-def measure(client: str, load: Load, server_cpu: int, client_cpu: int, loop: str) -> Row:
-    """Run one client at one load against a fresh server."""
+def measure(client: str, load: Load, server_cpu: int, client_cpu: int, loop: str) -> Row | None:
+    """Run one client at one load against a fresh server; None if it has not ended a minute after it should."""
     with tempfile.TemporaryDirectory() as folder:
         truth_file, measured_file = Path(folder) / "truth.jsonl", Path(folder) / "measured.json"
         server_command = [sys.executable, "-m", "benchmarks.truth_server", "--truth", str(truth_file)]
@@ -106,8 +106,13 @@ def measure(client: str, load: Load, server_cpu: int, client_cpu: int, loop: str
             url = f"http://127.0.0.1:{int(server.stdout.readline())}"
             worker = [sys.executable, "-m", "benchmarks.client_worker", "--url", url, "--client", client]
             asked = ["--load", msgspec.json.encode(load).decode(), "--loop", loop, "--cpu", str(client_cpu)]
-            subprocess.run([*worker, *asked, "--out", str(measured_file)], check=True)
-            server.terminate()
+            patience_s = load.ramp_s + load.hold_s + 60
+            try:
+                subprocess.run([*worker, *asked, "--out", str(measured_file)], check=True, timeout=patience_s)
+            except subprocess.TimeoutExpired:
+                return None
+            finally:
+                server.terminate()
         truths = {truth.id: truth for truth in read_truth(truth_file)}
         return score(client, load, msgspec.json.decode(measured_file.read_bytes(), type=Measured), truths)
 
@@ -128,13 +133,14 @@ def score(client: str, load: Load, measured: Measured, truths: dict[str, Truth])
     behind: list[int] = []
     firsts: list[int] = []
     for request_id, token_ns in measured.token_ns.items():
-        truth = truths[request_id]
-        seen = len(token_ns)
+        if not token_ns:  # the server may not even have read this one's request
+            continue
+        truth, seen = truths[request_id], len(token_ns)
         arrivals += token_ns
         sent += truth.before_ns[:seen]
         width += [after - before for before, after in zip(truth.before_ns, truth.after_ns[:seen], strict=False)]
         behind += [at - truth.first_due_ns - i * truth.period_ns for i, at in enumerate(truth.before_ns)]
-        firsts += [True, *[False] * (seen - 1)] if seen else []
+        firsts += [True, *[False] * (seen - 1)]
     at, left = np.array(arrivals, np.int64), np.array(sent, np.int64)
     inside = (at > start) & (at <= end)
     late, first = at - left, np.array(firsts, bool)
@@ -238,8 +244,11 @@ def main() -> None:
         if only is not None and load.streams not in only:
             continue
         for client in options.clients.split(","):
-            rows.append(measure(client, load, cpus[0], cpus[-1], options.loop))
-            console.print(table(rows[-1:]) if len(rows) == 1 else f"... {rows[-1].client} at {load.streams} done")
+            row = measure(client, load, cpus[0], cpus[-1], options.loop)
+            told = "did not end" if row is None else f"{row.achieved:.2%} of {row.offered_per_s:,.0f} events/s"
+            console.print(f"{load.streams:>5} streams, {CLIENTS[client]}: {told}")
+            if row is not None:
+                rows.append(row)
     console.print(table(rows))
     found = list(targets(rows))
     for target in found:

@@ -65,21 +65,21 @@ def salt(prompt: Prompt) -> str:
 # An event that is a piece of text and nothing else, as a type: decoding it checks it, many at once.
 
 
-class _PlainText(msgspec.Struct):
+class _PlainText(msgspec.Struct, gc=False):
     text: Annotated[str, msgspec.Meta(min_length=1)]
     delta: None = None
     finish_reason: None = None
     token_ids: None = None
 
 
-class _PlainContent(msgspec.Struct):
+class _PlainContent(msgspec.Struct, gc=False):
     content: Annotated[str, msgspec.Meta(min_length=1)]
     reasoning: None = None
     reasoning_content: None = None
     tool_calls: None = None
 
 
-class _PlainDelta(msgspec.Struct):
+class _PlainDelta(msgspec.Struct, gc=False):
     delta: _PlainContent
     text: None = None
     finish_reason: None = None
@@ -89,7 +89,7 @@ class _PlainDelta(msgspec.Struct):
 _AChoice = TypeVar("_AChoice")
 
 
-class _Plain(msgspec.Struct, Generic[_AChoice]):
+class _Plain(msgspec.Struct, Generic[_AChoice], gc=False):
     choices: tuple[_AChoice]
     object: Literal["chat.completion.chunk", "text_completion"]
     error: None = None

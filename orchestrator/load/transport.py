@@ -53,6 +53,12 @@ class _Origin(NamedTuple):
     port: int
 
 
+class _Address(NamedTuple):
+    family: socket.AddressFamily
+    place: object
+    """As `socket.connect` takes it."""
+
+
 class _Connection:
     """One socket to the server, used by one request at a time."""
 
@@ -256,13 +262,14 @@ class _Exchange:
         return deadline, which
 
     def _arm(self) -> None:
-        """The timer is not moved at every read: it looks again when it goes off."""
+        """The timer is not moved at every read: it looks again when it goes off, after an idle limit at the latest."""
         deadline, which = self._next_deadline()
-        left = deadline - now_ns()
-        if left <= 0:
+        left_s = (deadline - now_ns()) / NS_PER_S
+        if left_s <= 0:
             self._fail("timeout", which)
         else:
-            self._timer = self._loop.call_later(left / NS_PER_S, self._arm)
+            idle_s = self._limits.idle_s
+            self._timer = self._loop.call_later(left_s if idle_s is None else min(left_s, idle_s), self._arm)
 
     # --- what the transport awaits ------------------------------------------------------------------------------
 
@@ -328,7 +335,7 @@ class StampingTransport(httpx.AsyncBaseTransport):
         self._stamps = StampsKept() if kernel_stamps else None
         self._clock = RealClock()
         self._idle: dict[_Origin, list[_Connection]] = {}
-        self._addresses: dict[tuple[str, int], tuple[socket.AddressFamily, object]] = {}
+        self._addresses: dict[tuple[str, int], list[_Address]] = {}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         origin = _origin(request.url)
@@ -401,30 +408,44 @@ class StampingTransport(httpx.AsyncBaseTransport):
             ) from error
 
     async def _open(self, origin: _Origin) -> _Connection:
-        loop = asyncio.get_running_loop()
-        family, address = await self._address(origin)
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        """A connection to the first of the server's addresses that takes it."""
+        addresses = await self._addresses_of(origin)
+        for place, address in enumerate(addresses):
+            try:
+                connection = await self._open_at(address)
+            except OSError:
+                if place == len(addresses) - 1:
+                    raise
+            else:
+                addresses[0], addresses[place] = addresses[place], addresses[0]
+                break
         try:
-            sock.setblocking(False)
-            if family != getattr(socket, "AF_UNIX", None):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await loop.sock_connect(sock, address)  # type: ignore[arg-type]
-            connection = _Connection(sock, kernel_stamps=self._kernel_stamps, clock=self._clock)
             if origin.scheme == "https":
                 await connection.handshake(self._tls_context(), origin.host)
         except BaseException:
-            sock.close()
+            connection.close()
             raise
         return connection
 
-    async def _address(self, origin: _Origin) -> tuple[socket.AddressFamily, object]:
+    async def _open_at(self, address: _Address) -> _Connection:
+        sock = socket.socket(address.family, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            if address.family in (socket.AF_INET, socket.AF_INET6):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await asyncio.get_running_loop().sock_connect(sock, address.place)  # type: ignore[arg-type]
+        except BaseException:
+            sock.close()
+            raise
+        return _Connection(sock, kernel_stamps=self._kernel_stamps, clock=self._clock)
+
+    async def _addresses_of(self, origin: _Origin) -> list[_Address]:
         if self._unix_socket is not None:
-            return socket.AF_UNIX, self._unix_socket
+            return [_Address(socket.AF_UNIX, self._unix_socket)]
         key = (origin.host, origin.port)
         if key not in self._addresses:
-            loop = asyncio.get_running_loop()
-            found = await loop.getaddrinfo(*key, type=socket.SOCK_STREAM)
-            self._addresses[key] = (found[0][0], found[0][4])
+            found = await asyncio.get_running_loop().getaddrinfo(*key, type=socket.SOCK_STREAM)
+            self._addresses[key] = [_Address(family, place) for family, _, _, _, place in found]
         return self._addresses[key]
 
     def _tls_context(self) -> ssl.SSLContext:

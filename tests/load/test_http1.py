@@ -37,7 +37,7 @@ def test_any_split_gives_the_same_body(data: bytes, cuts: set[int]) -> None:
 def test_noise_is_refused_or_waits_and_never_crashes(data: bytes) -> None:
     try:
         parse([data])
-        parse([b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", data])
+        parse([b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", data, data]).end_of_stream()
     except ProtocolError:
         pass
 

@@ -10,10 +10,11 @@ import pytest
 from fakes.virtual_time import run_virtually
 
 from orchestrator.clock import NS_PER_MS, NS_PER_S
+from orchestrator.judge.level import judge_level
 from orchestrator.load.arrivals import Law, constant, gamma, modulated, poisson, schedule, trace
 from orchestrator.load.closed import run_closed
 from orchestrator.load.open import run_open
-from orchestrator.metrics import is_good, ttft_due_ns, ttft_ns
+from orchestrator.metrics import is_good, level_stats, ttft_due_ns, ttft_ns
 from orchestrator.records import Failure, LevelRun, LevelSpec, Phase, Request, RequestRecord, Slo
 
 Ran = tuple[LevelRun, list[RequestRecord]]
@@ -150,6 +151,24 @@ def test_time_starts_when_a_request_was_due(monkeypatch: pytest.MonkeyPatch) -> 
     late = next(r for r in records if r.seq == 1)
     assert (ttft_ns(late), ttft_due_ns(late)) == (100 * NS_PER_MS, 2_000 * NS_PER_MS)
     assert run.health.send_lag_ms_p99 == pytest.approx(1900)
+
+
+def test_a_client_that_is_too_slow_is_invalid_and_no_break(monkeypatch: pytest.MonkeyPatch) -> None:
+    records: list[RequestRecord] = []
+
+    def prepare(_: Request) -> bytes:
+        asyncio.get_running_loop().now_s += 0.3  # type: ignore[attr-defined]
+        return b""
+
+    level = run_open(
+        spec(), schedule(constant(10, 0), requests=100), requests=map(request, requests()), send=Server().send,
+        prepare=prepare, on_record=records.append, most_in_flight=1000,
+    )  # fmt: skip
+    run = run_virtually(monkeypatch, level)
+    slo = Slo()
+    verdict = judge_level(run, level_stats(run, records, [], slo, from_due=True), records, [], slo)
+    assert not verdict.valid
+    assert verdict.invalid[0].startswith("I1: loadproof was too slow itself")
 
 
 def test_the_time_limit_ends_it_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
