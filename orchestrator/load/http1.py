@@ -195,12 +195,14 @@ class ResponseParser:
     def _take(self, data: bytes, stamp_ns: int) -> None:
         arrivals = self.arrivals
         before = len(arrivals.body)
-        self._read_body(data)
+        try:
+            self._read_body(data)
+        finally:  # what came before the fault came at its time
+            if (length := len(arrivals.body) - before) > 0:
+                arrivals.stamp(length, stamp_ns)
         self._at_chunk = (
             self.framing == "chunked" and self._chunk_state == "size" and not self._pending and not self.done
         )
-        if (length := len(arrivals.body) - before) > 0:
-            arrivals.stamp(length, stamp_ns)
         self._check_size()
 
     def end_of_stream(self) -> bool:

@@ -223,6 +223,7 @@ def test_tgi_tells_one_token_in_each_event_and_totals_in_the_last() -> None:
         (TEXT, "truncated"),
         (b"data: {not json}\n\n" + TEXT + FINISH, "protocol"),
         (b"data: \xff\xfe\n\n" + FINISH, "protocol"),
+        (TEXT * 20 + TEXT.replace(b'"a"', b'"\x94"') + FINISH, "protocol"),
         (b"data: " + b"[" * 5000 + b"\n\n" + FINISH, "protocol"),
         (b"data: " + b"x" * (4 * 2**20 + 1), "protocol"),
         (TEXT + b'data: {"error": {"message": "no"}}\n\n', "error_in_stream"),
