@@ -161,7 +161,7 @@ class Wire(ABC):
 
     def read(self, data: bytes) -> Delta:
         """Meaning of one event as it came; the same as `delta`, for dialects that have a faster way. Raises
-        `msgspec.DecodeError` on what is not JSON."""
+        `msgspec.DecodeError` on what is not JSON, `UnicodeDecodeError` on what is not UTF-8."""
         return self.delta(msgspec.json.decode(data))
 
     def count_texts(self, events: bytes) -> int | None:

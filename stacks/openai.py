@@ -107,7 +107,7 @@ class OpenAIWire(Wire):
     def count_texts(self, events: bytes) -> int | None:
         try:
             return len(self.texts.decode(events))
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             return None
 
     def __init__(self, dialect: Dialect = PLAIN) -> None:

@@ -120,7 +120,7 @@ class Answer:
                 continue
             try:
                 delta = read(data)
-            except msgspec.DecodeError:
+            except (msgspec.DecodeError, UnicodeDecodeError):
                 self._garbage = self._garbage or f"an event is not JSON: {_excerpt(data)[:80]}"
                 continue
             except RecursionError:

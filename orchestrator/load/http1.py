@@ -75,8 +75,24 @@ class ResponseParser:
     """One response. `feed` the bytes of each read; `done` tells the end, `surplus` what came behind it."""
 
     __slots__ = (
-        "_at_chunk", "_chunk_state", "_head_request", "_left", "_max_body_bytes", "_pending", "_reads", "_stamps",
-        "arrivals", "done", "first_byte_ns", "framing", "head_done", "headers", "reason", "status", "surplus",
+        "_at_chunk",
+        "_chunk_state",
+        "_head_request",
+        "_kept",
+        "_left",
+        "_lengths",
+        "_max_body_bytes",
+        "_pending",
+        "_stamps",
+        "arrivals",
+        "done",
+        "first_byte_ns",
+        "framing",
+        "head_done",
+        "headers",
+        "reason",
+        "status",
+        "surplus",
         "version",
     )  # fmt: skip
 
@@ -98,9 +114,11 @@ class ResponseParser:
         self._chunk_state: Literal["size", "data", "end", "trailer"] = "size"
         self._at_chunk = False
         """Before the reads that are kept, the next byte begins a chunk-size line."""
-        self._reads: list[bytes] = []
-        self._stamps: list[int] = []
-        """Reads that are not framed yet, and their arrivals."""
+        self._kept = bytearray()
+        """Reads that are not framed yet, one behind the other, copied so that the buffer of a read is free again."""
+        self._lengths = array("q")
+        self._stamps = array("q")
+        """Length and arrival of each of them."""
 
     def feed(self, data: bytes, stamp_ns: int, kernel: bool) -> bool:
         """Take the bytes of one read and their arrival. Raises ProtocolError. True: there is news to look at."""
@@ -108,9 +126,10 @@ class ResponseParser:
             self.arrivals.kernel = False
         # What ends a body ends so, or comes in pieces that small.
         if self._at_chunk and len(data) > SHORT_BYTES and not data.endswith(b"\r\n\r\n"):
-            self._reads.append(data)
+            self._kept += data
+            self._lengths.append(len(data))
             self._stamps.append(stamp_ns)
-            if len(self._reads) < KEPT_READS and len(data) < LONG_BYTES:
+            if len(self._lengths) < KEPT_READS and len(data) < LONG_BYTES:
                 return False
             self.settle()
         else:
@@ -137,17 +156,20 @@ class ResponseParser:
 
     def settle(self) -> None:
         """Frame the reads that were kept. Raises ProtocolError."""
-        reads, stamps = self._reads, self._stamps
-        if not reads:
+        if not self._lengths:
             return
-        self._reads, self._stamps = [], []
-        if not self._settle_chunks(reads, stamps):
-            for data, stamp_ns in zip(reads, stamps, strict=True):
-                self._take(data, stamp_ns)
+        raw, lengths, stamps = bytes(self._kept), self._lengths, self._stamps
+        self._kept.clear()
+        self._lengths, self._stamps = array("q"), array("q")
+        if not self._settle_chunks(raw, lengths, stamps):
+            end = 0
+            for length, stamp_ns in zip(lengths, stamps, strict=True):
+                self._take(raw[end : end + length], stamp_ns)
+                end += length
 
-    def _settle_chunks(self, reads: list[bytes], stamps: list[int]) -> bool:
+    def _settle_chunks(self, raw: bytes, lengths: array[int], stamps: array[int]) -> bool:
         """All at once, if each read was a number of whole chunks; False if not."""
-        parts = b"".join(reads).split(b"\r\n")
+        parts = raw.split(b"\r\n")
         lines, pieces = parts[:-1:2], parts[1::2]
         sizes = list(map(len, pieces))
         if parts[-1] or list(map(_CHUNK_SIZES.get, lines)) != sizes:
@@ -156,7 +178,7 @@ class ResponseParser:
         ends = itertools.accumulate(sizes, initial=arrivals.size)
         raw_sizes = [len(line) + size + 4 for line, size in zip(lines, sizes, strict=True)]
         end_of = dict(zip(itertools.accumulate(raw_sizes, initial=0), ends, strict=True))
-        found = [end_of.get(raw_end, -1) for raw_end in itertools.accumulate(map(len, reads))]
+        found = [end_of.get(raw_end, -1) for raw_end in itertools.accumulate(lengths)]
         if -1 in found:
             return False
         arrivals.body += b"".join(pieces)
@@ -173,12 +195,14 @@ class ResponseParser:
     def _take(self, data: bytes, stamp_ns: int) -> None:
         arrivals = self.arrivals
         before = len(arrivals.body)
-        self._read_body(data)
+        try:
+            self._read_body(data)
+        finally:  # what came before the fault came at its time
+            if (length := len(arrivals.body) - before) > 0:
+                arrivals.stamp(length, stamp_ns)
         self._at_chunk = (
             self.framing == "chunked" and self._chunk_state == "size" and not self._pending and not self.done
         )
-        if (length := len(arrivals.body) - before) > 0:
-            arrivals.stamp(length, stamp_ns)
         self._check_size()
 
     def end_of_stream(self) -> bool:

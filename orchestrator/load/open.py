@@ -78,9 +78,9 @@ async def run_open(
                 await _until(due_ns)
                 if level.in_flight < most_in_flight:
                     group.create_task(one(request, seq, due_ns, body))
-                    await asyncio.sleep(0)  # it is sent before the next body is made
                 else:
                     level.keep(_dropped(request, seq, due_ns, most_in_flight))
+                await asyncio.sleep(0)  # it is sent before the next body is made
 
     async with watch.watching():
         cut = await _until_over(issue(), spec.max_seconds, abort)
@@ -95,6 +95,12 @@ async def run_open(
         cut=cut,
         undrained=sum(r.failure is not None and r.failure.kind == "cancelled" for r in level.records),
     )
+
+
+async def _until(due_ns: int) -> None:
+    """Not before: a loop whose timers count whole milliseconds wakes early, and then looks again."""
+    while (left_ns := due_ns - now_ns()) > 0:  # noqa: ASYNC110 - time passes by itself, there is no event
+        await asyncio.sleep(left_ns / NS_PER_S)
 
 
 async def _until_over(

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 from fakes import samples
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.load.answer import Answer, spread_counts
@@ -151,6 +151,7 @@ class OneByOneCompletions(CompletionsWire):
         return None
 
 
+@settings(deadline=None)
 @given(
     kinds=st.lists(st.one_of(st.just("text"), st.sampled_from(list(KINDS))), max_size=60),
     cuts=st.sets(st.integers(min_value=1, max_value=9000), max_size=30),
@@ -169,6 +170,7 @@ def test_many_events_at_once_mean_the_same_as_one_by_one(
     assert fast.failure(9, forces_length=True) == slow.failure(9, forces_length=True)
 
 
+@settings(deadline=None)
 @given(cuts=st.sets(st.integers(min_value=1, max_value=9000), max_size=30), take_every=st.integers(1, 40))
 def test_completions_too(cuts: set[int], take_every: int) -> None:
     one = (
@@ -222,6 +224,7 @@ def test_tgi_tells_one_token_in_each_event_and_totals_in_the_last() -> None:
         (TEXT, "truncated"),
         (b"data: {not json}\n\n" + TEXT + FINISH, "protocol"),
         (b"data: \xff\xfe\n\n" + FINISH, "protocol"),
+        (TEXT * 20 + TEXT.replace(b'"a"', b'"\x94"') + FINISH, "protocol"),
         (b"data: " + b"[" * 5000 + b"\n\n" + FINISH, "protocol"),
         (b"data: " + b"x" * (4 * 2**20 + 1), "protocol"),
         (TEXT + b'data: {"error": {"message": "no"}}\n\n', "error_in_stream"),
@@ -244,6 +247,7 @@ def chunked(pieces: Iterable[bytes]) -> bytes:
 HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
+@settings(deadline=None)
 @given(
     pieces=st.lists(st.binary(min_size=1, max_size=60), min_size=1, max_size=150),
     cuts=st.sets(st.integers(min_value=1, max_value=9000), max_size=40),

@@ -140,6 +140,11 @@ def test_tokens_before_the_end_are_kept() -> None:
     assert (kind(record), len(record.token_ns)) == ("reset", 2)
 
 
+def test_tokens_before_a_fault_in_the_same_read_are_kept_with_their_time() -> None:
+    (record,), _ = asked(sending(HEAD, chunk(EVENT) + chunk(EVENT) + b"zz\r\n"))
+    assert (kind(record), len(record.token_ns)) == ("protocol", 2)
+
+
 def test_a_body_without_end_takes_bounded_memory() -> None:
     """100 MB without a newline: an event that long is no event, and a body that long is no answer."""
 
