@@ -275,7 +275,8 @@ class LevelVerdict(Record, frozen=True, kw_only=True):
 class Sample(Record, frozen=True, kw_only=True):
     """Values read from one source at one time. A value that was not reported is absent.
 
-    Sources: ``gpu:<uuid>``, ``host``, ``tree`` (process tree of the server), ``container``, ``engine``, ``client``.
+    Sources: ``gpu:<uuid>``, ``host``, ``tree`` (process tree of the server), ``container``, ``engine``, ``client``, and
+    ``log`` (what a starting server's log had told of itself by then, under the names of `ServerRecord.facts`).
     Names carry their unit: ``memory_used_bytes``, ``power_w``, ``kv_use`` (0 to 1), ``running``, ``waiting``,
     ``preemptions_total``, ``output_tokens_total``, ``pss_bytes``, ...
     """
@@ -283,6 +284,18 @@ class Sample(Record, frozen=True, kw_only=True):
     at_ns: int
     source: str
     values: dict[str, float]
+
+
+class Neighbour(Record, frozen=True, kw_only=True):
+    """A process that held memory on a card of ours before we started anything there."""
+
+    gpu: str
+    """UUID of the card."""
+    pid: int
+    name: str = ""
+    """As this machine calls the process; empty if it cannot be seen from here."""
+    memory_bytes: int | None = None
+    """None: the driver does not tell."""
 
 
 # --- a server ---------------------------------------------------------------------------------------------------
@@ -394,6 +407,7 @@ class CellStarted(Event, frozen=True, kw_only=True, tag="cell-started"):
     cell: str
     fingerprint: str
     attempt: int
+    neighbours: tuple[Neighbour, ...] = ()
 
 
 class ServerStarting(Event, frozen=True, kw_only=True, tag="server-starting"):
