@@ -124,7 +124,8 @@ class Campaign:
 
     def _open(self, resumed: bool) -> None:
         facts = host_facts()
-        for gpu in list_gpus():
+        gpus = list_gpus()
+        for gpu in gpus:
             facts[f"gpu:{gpu.uuid}"] = f"{gpu.name}, index {gpu.index}, driver {gpu.driver}"
         self.journal.commit(
             RunOpened(
@@ -137,7 +138,7 @@ class Campaign:
                 plan_path=str(self.plan.path.absolute()),
                 overrides=self.overrides,
                 host=facts,
-                asked=asked(self.plan),
+                asked=asked(self.plan, gpus),
                 pid=os.getpid(),
                 pid_started=psutil.Process().create_time(),
                 resumed=resumed,
