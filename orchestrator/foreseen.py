@@ -9,9 +9,10 @@ from orchestrator.errors import LoadproofError
 from orchestrator.plan import Cell, Plan
 from orchestrator.records import Predicted, PredictedItem
 from orchestrator.watch.gpu import GpuInfo, gpu_uuids
-from stacks.memory.bill import Bill, Item
+from stacks.memory.bill import Bill, Item, on_cpu
 from stacks.memory.cards import Card, card_with_memory, find_card
 from stacks.memory.deployed import setup_of
+from stacks.memory.intervals import Spread
 from stacks.memory.models import UnknownFactError
 from stacks.memory.sizing import Sizing, size
 from workloads.workload import clamp_pairs
@@ -31,7 +32,7 @@ def foresee(plan: Plan, cell: Cell, gpus: Sequence[GpuInfo]) -> Foreseen:
         setup = setup_of(cell.deployment, card, measured=measured)
         context = cell.workload.context_tokens or cell.deployment.context_tokens
         pairs, _ = clamp_pairs(plan.workload(cell).pairs, context)
-        return Foreseen(as_record(size(setup, [(int(row[0]), int(row[1])) for row in pairs])))
+        return Foreseen(as_record(size(setup, [(int(row[0]), int(row[1])) for row in pairs]), int(pairs[:, 0].max())))
     except (LoadproofError, OSError) as error:
         return Foreseen(None, getattr(error, "message", None) or str(error))
 
@@ -48,8 +49,8 @@ def _card(asked: Sequence[str], gpus: Sequence[GpuInfo]) -> tuple[Card | None, b
         return card_with_memory(gpu.name, gpu.memory_total_bytes or 0), True
 
 
-def as_record(sizing: Sizing) -> Predicted:
-    """A sizing as it is journalled: bytes, tokens, requests, each with its interval."""
+def as_record(sizing: Sizing, longest_prompt: int) -> Predicted:
+    """A sizing as it is journalled: bytes, tokens, requests, each with its interval; `longest_prompt` in tokens."""
     result, requests = sizing.bill, sizing.requests
     setup, pool = result.setup, result.pool
     version = setup.version or "version not known"
@@ -58,7 +59,7 @@ def as_record(sizing: Sizing) -> Predicted:
         key=f"{setup.stack} {version}, {card}, tensor parallel {setup.tensor}",
         basis=result.no_pool or f"class {result.pool_class.name}: {result.pool_class.why}",
         items=tuple(_item(item) for item in result.items),
-        total=_total(result),
+        total=_total(result, longest_prompt),
         kv_bytes_per_token=pool.held.bytes_per_token
         if pool is not None
         else result.layout.page_bytes / result.layout.block_tokens,
@@ -78,6 +79,13 @@ def _item(item: Item) -> PredictedItem:
     return PredictedItem(name=item.name, value_bytes=value, low_bytes=low, high_bytes=high, why=item.why)
 
 
-def _total(result: Bill) -> PredictedItem | None:
+def _total(result: Bill, longest_prompt: int) -> PredictedItem | None:
+    """What is resident once it has worked: of compute buffers in host memory, what the largest batch fills."""
     resident = result.resident
-    return None if resident is None else _item(Item("total", resident, "what is resident once it has worked"))
+    if resident is None:
+        return None
+    if on_cpu(result.setup):
+        filled = min(1.0, result.limits.seqs * longest_prompt / result.limits.batched_tokens)
+        never = result.terms.activation * (1 - filled)
+        resident = Spread(resident.value - never, resident.low - never, resident.high - never)
+    return _item(Item("total", resident, "what is resident once it has worked"))

@@ -80,9 +80,10 @@ def _overhead_items(setup: Setup, terms: Terms) -> list[Item]:
     items = []
     if on_cpu(setup):
         buffers, runtime = terms.activation, terms.context
-        items.append(Item("compute buffers", _around(buffers, 0.25 * buffers, 0.25 * buffers), "graph and outputs"))
+        share = 0.15 if setup.in_python else 0.5
+        items.append(Item("compute buffers", _around(buffers, 0.05 * buffers, 0.05 * buffers), "one micro batch"))
         items.append(
-            Item("runtime", _around(runtime, 0.2 * runtime, 0.2 * runtime), "the program, its vocabulary, threads")
+            Item("runtime", _around(runtime, share * runtime, share * runtime), "program, vocabulary, sampling")
         )
         return items
     if setup.stack in {"vllm", "tgi"}:
@@ -141,13 +142,13 @@ def _resident(setup: Setup, terms: Terms, items: tuple[Item, ...]) -> Spread | N
     """The sum of what stays: every item but the margin. An engine of the vLLM family may keep a part of its activation
     peak as cached blocks, so that is within the interval and not in the value.
 
-    On the CPU the parts were measured together, so their sum is surer than each of them.
+    llama.cpp out of Python was measured as a whole, so its sum is surer than its parts.
     """
     own = [item for item in items if item.name != "margin"]
     if not any(item.name == "KV cache" for item in own) or not (terms.context or setup.stack == "vllm"):
         return None
     value = sum(item.spread.value for item in own if item.name != "activation peak")
-    if on_cpu(setup):
+    if on_cpu(setup) and setup.in_python:
         return Spread(value, value * (1 - CPU_SHARE), value * (1 + CPU_SHARE))
     low = sum(item.spread.low for item in own if item.name != "activation peak")
     return Spread(value, low, sum(item.spread.high for item in own))

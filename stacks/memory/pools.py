@@ -133,9 +133,7 @@ def _llamacpp_terms(setup: Setup, limits: Limits, stage: Stage) -> Terms:
     )
     buffers = runtime = 0.0
     if setup.card is None:
-        buffers = host.compute_bytes(setup.model, cache, limits.batched_tokens) + host.output_bytes(
-            setup.model, limits.seqs
-        )
+        buffers = host.compute_bytes(setup.model, cache, limits.batched_tokens)
         runtime = host.runtime_bytes(setup.model, limits.seqs, in_python=setup.in_python)
     # On a card compute buffers are read from the log, not predicted: their line says so instead of showing a guess.
     return Terms(stage, parts, weight_bytes(parts), buffers, 0.0, 0.0, 0.0, runtime, float(cache.bytes))
