@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from orchestrator.errors import LoadproofError
@@ -53,13 +53,14 @@ def as_record(sizing: Sizing, longest_prompt: int) -> Predicted:
     """A sizing as it is journalled: bytes, tokens, requests, each with its interval; `longest_prompt` in tokens."""
     result, requests = sizing.bill, sizing.requests
     setup, pool = result.setup, result.pool
+    never = tuple(_never_filled(result, longest_prompt))
     version = setup.version or "version not known"
     card = setup.card.name if setup.card is not None else "CPU"
     return Predicted(
         key=f"{setup.stack} {version}, {card}, tensor parallel {setup.tensor}",
         basis=result.no_pool or f"class {result.pool_class.name}: {result.pool_class.why}",
-        items=tuple(_item(item) for item in result.items),
-        total=_total(result, longest_prompt),
+        items=(*(_item(item) for item in result.items), *never),
+        total=_total(result, never),
         kv_bytes_per_token=pool.held.bytes_per_token
         if pool is not None
         else result.layout.page_bytes / result.layout.block_tokens,
@@ -79,13 +80,18 @@ def _item(item: Item) -> PredictedItem:
     return PredictedItem(name=item.name, value_bytes=value, low_bytes=low, high_bytes=high, why=item.why)
 
 
-def _total(result: Bill, longest_prompt: int) -> PredictedItem | None:
-    """What is resident once it has worked: of compute buffers in host memory, what the largest batch fills."""
-    resident = result.resident
-    if resident is None:
+def _never_filled(result: Bill, longest_prompt: int) -> Iterator[PredictedItem]:
+    """Host memory of compute buffers that no batch of this workload reaches: reserved, and never resident."""
+    share = 1 - result.limits.seqs * longest_prompt / result.limits.batched_tokens
+    if on_cpu(result.setup) and share > 0:
+        never = -result.terms.activation * share
+        yield _item(Item("never filled", Spread(never, never, never), "compute buffers beyond the largest batch"))
+
+
+def _total(result: Bill, never: Sequence[PredictedItem]) -> PredictedItem | None:
+    """What is resident once it has worked."""
+    if result.resident is None:
         return None
-    if on_cpu(result.setup):
-        filled = min(1.0, result.limits.seqs * longest_prompt / result.limits.batched_tokens)
-        never = result.terms.activation * (1 - filled)
-        resident = Spread(resident.value - never, resident.low - never, resident.high - never)
-    return _item(Item("total", resident, "what is resident once it has worked"))
+    less = sum(item.value_bytes for item in never)
+    value, low, high = (bound + less for bound in result.resident)
+    return _item(Item("total", Spread(value, low, high), "what is resident once it has worked"))

@@ -17,6 +17,7 @@ _TERMS = {
     "compute buffers": "compute",
     "activation peak": "compute",
     "CUDA graphs": "graphs",
+    "never filled": "rest",
     "total": "peak",
 }
 _STAGES = {
@@ -29,6 +30,10 @@ _STAGES = {
     "drained": "after the last level",
     "stopped": "after its end",
 }
+
+
+_PRINTED = 0.0005
+"""Differences below the last digit that a log prints are none."""
 
 
 class Row(NamedTuple):
@@ -102,8 +107,12 @@ def _row(line: Line) -> Row:
     if line.low is not None and line.high is not None and line.low != line.high:
         interval = f"{amount(line.low, line.unit)} to {amount(line.high, line.unit)}"
     share = ""
-    if line.difference is not None and line.predicted and abs(line.difference) >= 1:
-        share = f" ({percent(abs(line.difference) / line.predicted)})"
+    difference = line.difference
+    if difference is not None and line.predicted:
+        if abs(difference) <= _PRINTED * abs(line.predicted):
+            difference = 0.0
+        else:
+            share = f" ({percent(abs(difference / line.predicted))})"
     return Row(
         name="KV pool, in tokens" if line.name == "KV tokens" else line.name,
         term=_TERMS.get(line.name),
@@ -111,7 +120,7 @@ def _row(line: Line) -> Row:
         interval=interval,
         calibrated=amount(line.calibrated, line.unit) if line.calibrated is not None else NONE,
         measured=amount(line.measured, line.unit),
-        difference=signed(line.difference, line.unit) + share,
+        difference=signed(difference, line.unit) + share,
         outside=bool(line.outside),
         source=line.source or "not reported",
     )
