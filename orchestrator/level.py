@@ -16,13 +16,14 @@ from orchestrator.judge.search import Measure
 from orchestrator.launch.environment import secret_values
 from orchestrator.launch.external import bearer
 from orchestrator.launch.server import Server
+from orchestrator.life import target_of
 from orchestrator.load.closed import run_closed
 from orchestrator.load.wire import RequestLimits, Sender
 from orchestrator.metrics import is_good, level_stats
 from orchestrator.plan import Cell, Plan
 from orchestrator.progress import Progress
 from orchestrator.records import LevelCommitted, LevelSpec, Request, RequestRecord, Sample, ServerFailure
-from orchestrator.watch.watch import Target, watching
+from orchestrator.watch.watch import watching
 from stacks.base import Stack, Wire
 from workloads.text import PromptMaker
 from workloads.workload import requests_sha256
@@ -74,14 +75,7 @@ class Bench:
         wire = stack.wire(deployment)
         model = stack.served_name(deployment)
         limits = RequestLimits(total_s=plan.ramp.deadline_seconds)
-        target = Target(
-            base_url=server.base_url,
-            metrics_path=stack.metrics_path,
-            metric_values=stack.metric_values,
-            pids=server.pids,
-            usage=server.usage,
-            gpus=deployment.gpus,
-        )
+        target = target_of(server, stack, deployment)
         headers = bearer(secret_values(deployment.secrets)) if deployment.launch == "external" else {}
         maker = await _prompt_maker(server, wire, model, plan, headers, limits)
         async with Sender(

@@ -20,7 +20,7 @@ from reports import figures
 from reports.charts import colour_variable, dash
 from reports.result import Result, result, write_derived
 from reports.run import read_run
-from reports.sections import belief, bought, breaks, decision, repeat, times
+from reports.sections import belief, bill, bought, breaks, decision, repeat, times
 from reports.sections.glossary import TERMS
 
 _PLAN_CHARACTERS = 64 * 1024
@@ -97,6 +97,7 @@ def render(found: Result, plan_text: str) -> str:
         groups=decision.by_workload(cards),
         everywhere=decision.missing_everywhere(cards),
         comparisons=bought.comparisons(found.cells),
+        accounts=bill.accounts(found.cells),
         ladders=breaks.ladders(found),
         times=times.lines(found),
         incidents=[(cell.asked, incident) for cell in found.cells for incident in cell.incidents],

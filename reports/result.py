@@ -25,11 +25,14 @@ from orchestrator.records import (
     LevelStats,
     LevelVerdict,
     Purpose,
+    RequestRecord,
     Sample,
     ServerFailure,
     ServerRecord,
     Slo,
 )
+from reports.ledger import Ledger, held_tokens, ledger
+from reports.reconcile import Lesson, Reconciliation, lesson_of, reconcile
 from reports.run import Attempt, Cell, Level, Run, read_run
 from reports.timeline import Span, Timeline, best_source, memory_series, source_words, thin, to_seconds
 
@@ -58,6 +61,8 @@ class LevelResult(msgspec.Struct, frozen=True, kw_only=True):
     verdict: LevelVerdict
     health: ClientHealth
     workload_sha256: str
+    kv_held_tokens: int | None
+    """Most tokens that requests under way held at one time, by their own counts."""
     judged_again: Literal["same", "differs"]
     """Whether the raw records, judged by this version, give the stored verdict."""
 
@@ -110,6 +115,8 @@ class CellResult(msgspec.Struct, frozen=True, kw_only=True):
     servers: tuple[ServerRecord, ...]
     """One for each attempt that started one; the last is the one that counts."""
     bill: Bill
+    ledger: Ledger
+    reconciliation: Reconciliation
     timeline: Timeline
     incidents: tuple[Incident, ...]
 
@@ -142,6 +149,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 def _level(level: Level, started_ns: int, samples: Sequence[Sample], slo: Slo) -> LevelResult:
     commit = level.commit
     run, verdict = commit.run, commit.verdict
+    records = level.records()
     return LevelResult(
         level=commit.level,
         attempt=commit.attempt,
@@ -156,14 +164,14 @@ def _level(level: Level, started_ns: int, samples: Sequence[Sample], slo: Slo) -
         verdict=verdict,
         health=run.health,
         workload_sha256=commit.workload_sha256,
-        judged_again="same" if _agrees(level, samples, slo) else "differs",
+        kv_held_tokens=held_tokens(records),
+        judged_again="same" if _agrees(level, records, samples, slo) else "differs",
     )
 
 
-def _agrees(level: Level, samples: Sequence[Sample], slo: Slo) -> bool:
+def _agrees(level: Level, records: list[RequestRecord], samples: Sequence[Sample], slo: Slo) -> bool:
     """Judge the level again from its raw records: the same counts and the same words?"""
     commit = level.commit
-    records = level.records()
     within = [sample for sample in samples if commit.run.started_ns <= sample.at_ns <= commit.at_ns]
     stats = level_stats(commit.run, records, within, slo)
     verdict = judge_level(commit.run, stats, records, within, slo, hard_break=commit.verdict.hard_break)
@@ -326,7 +334,22 @@ def _incidents(cell: Cell) -> Iterator[Incident]:
         yield Incident(attempt=len(cell.attempts), failure=final, log_tail=(), ended_cell=True)
 
 
-def _cell(cell: Cell, slo: Slo, host: Mapping[str, object]) -> CellResult:
+def _counting_attempt(cell: Cell) -> Attempt | None:
+    """The one whose life is told: the last that measured a level, else the last."""
+    measured = {level.commit.attempt for level in cell.levels}
+    found = [attempt for attempt in cell.attempts if attempt.number in measured] or list(cell.attempts)
+    return found[-1] if found else None
+
+
+def _ledger(cell: Cell, watched: dict[int, list[Sample]], levels: Sequence[LevelResult]) -> Ledger:
+    attempt = _counting_attempt(cell)
+    if attempt is None:
+        return Ledger()
+    own = [level for level in cell.levels if level.commit.attempt == attempt.number]
+    return ledger(attempt, watched[attempt.number], own, {level.level: level.kv_held_tokens for level in levels})
+
+
+def _cell(cell: Cell, slo: Slo, host: Mapping[str, object], lessons: dict[str, Lesson]) -> CellResult:
     watched = {attempt.number: attempt.samples() for attempt in cell.attempts}
     started = {attempt.number: attempt.started_ns for attempt in cell.attempts}
     timeline = _timeline(cell, watched)
@@ -335,6 +358,13 @@ def _cell(cell: Cell, slo: Slo, host: Mapping[str, object]) -> CellResult:
         search = stop.why if stop else ""
     except JournalError as error:
         stop, search = None, str(error)
+    levels = tuple(
+        _level(level, started[level.commit.attempt], watched[level.commit.attempt], slo) for level in cell.levels
+    )
+    life = _ledger(cell, watched, levels)
+    bill = reconcile(cell.asked.predicted, cell.asked.unpredicted, cell.server, life, lessons)
+    if bill.key and (lesson := lesson_of(bill)):
+        lessons.setdefault(bill.key, lesson)
     return CellResult(
         asked=cell.asked,
         outcome=_outcome(cell),
@@ -342,12 +372,12 @@ def _cell(cell: Cell, slo: Slo, host: Mapping[str, object]) -> CellResult:
         verdict=_verdict(cell, stop, slo),
         search=search,
         hardware=_hardware(cell, timeline, host),
-        levels=tuple(
-            _level(level, started[level.commit.attempt], watched[level.commit.attempt], slo) for level in cell.levels
-        ),
+        levels=levels,
         unfinished_concurrency=cell.unfinished.concurrency if cell.unfinished else None,
         servers=tuple(attempt.server for attempt in cell.attempts if attempt.server is not None),
         bill=_bill(cell.server, timeline),
+        ledger=life,
+        reconciliation=bill,
         timeline=timeline,
         incidents=tuple(_incidents(cell)),
     )
@@ -361,6 +391,7 @@ def _is_raw(name: str) -> bool:
 def result(run: Run) -> Result:
     """Every number of a run's report. Levels are read and judged one by one: memory is bounded by the largest level."""
     opened = run.opened
+    lessons: dict[str, Lesson] = {}
     return Result(
         schema=RESULT_SCHEMA,
         run_id=opened.run_id,
@@ -375,7 +406,7 @@ def result(run: Run) -> Result:
         host=dict(sorted(opened.host.items())),
         plan_sha256=opened.plan_sha256,
         overrides=opened.overrides,
-        cells=tuple(_cell(cell, run.asked.slo, opened.host) for cell in run.cells),
+        cells=tuple(_cell(cell, run.asked.slo, opened.host, lessons) for cell in run.cells),
         files={name: digest for name, digest in hash_files(run.path) if _is_raw(name)},
     )
 

@@ -174,6 +174,7 @@ async def open_container(order: Order) -> AsyncIterator[Server]:
         async with guarded(order) as guard:
             try:
                 async with _running(order, engine, spec, plan, record) as server:
+                    order.on_running(server)
                     await server.ready(secrets)
                     yield server
             finally:

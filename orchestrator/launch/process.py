@@ -253,6 +253,7 @@ async def _running(order: Order, planned: Command, record: ServerRecord, guard: 
         try:
             guard.watch(server.tree)
             order.on_starting(server.record)
+            order.on_running(server)
             await server.ready(planned.secrets)
             yield server
         finally:

@@ -124,13 +124,6 @@ async def _until_over(
     return None
 
 
-async def _until(due_ns: int) -> None:
-    """Not before: a loop's timer has steps of a millisecond and may wake that much too early."""
-    await asyncio.sleep(max(0, due_ns - now_ns()) / NS_PER_S)
-    while (left_ns := due_ns - now_ns()) > 0:  # noqa: ASYNC110 (it is a time that is awaited)
-        await asyncio.sleep(left_ns / NS_PER_S)
-
-
 def _dropped(request: Request, seq: int, due_ns: int, most: int) -> RequestRecord:
     at_ns = now_ns()
     return RequestRecord(
