@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
+from orchestrator.foreseen import foresee
 from orchestrator.judge.search import SearchRules
 from orchestrator.plan import Cell, Plan
 from orchestrator.records import Asked, AskedCell
+from orchestrator.watch.gpu import GpuInfo
 from stacks.catalog import stack as stack_named
 
 
@@ -23,21 +27,22 @@ def search_rules(plan: Plan, cell: Cell) -> SearchRules:
     )
 
 
-def asked(plan: Plan) -> Asked:
-    """Every cell as the plan resolved it, in its order."""
+def asked(plan: Plan, gpus: Sequence[GpuInfo] = ()) -> Asked:
+    """Every cell as the plan resolved it, in its order, with its memory as predicted on `gpus`, this machine's."""
     return Asked(
         title=plan.title,
         slo=plan.slo,
-        cells=tuple(_cell(plan, cell) for cell in plan.cells()),
+        cells=tuple(_cell(plan, cell, gpus) for cell in plan.cells()),
         budget_minutes=plan.budget.minutes,
     )
 
 
-def _cell(plan: Plan, cell: Cell) -> AskedCell:
+def _cell(plan: Plan, cell: Cell, gpus: Sequence[GpuInfo]) -> AskedCell:
     deployment = cell.deployment
     stack = stack_named(deployment.stack)
     workload = plan.workload(cell)
     lengths = workload.stats(cell.workload.context_tokens)
+    foreseen = foresee(plan, cell, gpus)
     return AskedCell(
         cell=cell.id,
         deployment=deployment.name,
@@ -58,4 +63,6 @@ def _cell(plan: Plan, cell: Cell) -> AskedCell:
         lengths_forced=stack.wire(deployment).forces_length,
         search=msgspec.to_builtins(search_rules(plan, cell)),
         notes=(*workload.notes, *stack.notes(deployment)),
+        predicted=foreseen.predicted,
+        unpredicted=foreseen.unpredicted,
     )

@@ -23,6 +23,7 @@ from orchestrator.judge.search import Measure, Outcome, Stop, next_step
 from orchestrator.launch.orphans import find_orphans, remove
 from orchestrator.launch.server import Owner, Server, open_server
 from orchestrator.level import Bench
+from orchestrator.life import Life, attending
 from orchestrator.plan import Cell, Plan
 from orchestrator.progress import Progress
 from orchestrator.records import (
@@ -41,6 +42,8 @@ from orchestrator.records import (
     ServerStopped,
 )
 from orchestrator.watch.gpu import list_gpus
+from orchestrator.watch.neighbours import neighbours
+from stacks.base import Stack
 from stacks.catalog import stack as stack_named
 
 
@@ -80,6 +83,7 @@ class Campaign:
         self.overrides = tuple(overrides)
         self.run_id = journal.files.root.name
         self.started_ns = now_ns()
+        self._warned: set[str] = set()
 
     # --- the run ------------------------------------------------------------------------------------------------
 
@@ -121,7 +125,8 @@ class Campaign:
 
     def _open(self, resumed: bool) -> None:
         facts = host_facts()
-        for gpu in list_gpus():
+        gpus = list_gpus()
+        for gpu in gpus:
             facts[f"gpu:{gpu.uuid}"] = f"{gpu.name}, index {gpu.index}, driver {gpu.driver}"
         self.journal.commit(
             RunOpened(
@@ -134,7 +139,7 @@ class Campaign:
                 plan_path=str(self.plan.path.absolute()),
                 overrides=self.overrides,
                 host=facts,
-                asked=asked(self.plan),
+                asked=asked(self.plan, gpus),
                 pid=os.getpid(),
                 pid_started=psutil.Process().create_time(),
                 resumed=resumed,
@@ -183,11 +188,21 @@ class Campaign:
         """One server's life. Returns why the time budget cut the search, or None (search done, or the server died)."""
         earlier = [e for e in self.journal.events if isinstance(e, CellStarted) and e.cell == cell.id]
         attempt = len(earlier) + 1
-        self.journal.commit(CellStarted(at_ns=now_ns(), cell=cell.id, fingerprint=cell.fingerprint, attempt=attempt))
+        around = await asyncio.to_thread(neighbours, cell.deployment.gpus)
+        self.journal.commit(
+            CellStarted(at_ns=now_ns(), cell=cell.id, fingerprint=cell.fingerprint, attempt=attempt, neighbours=around)
+        )
         self.progress.cell_started(cell, attempt)
         stack = stack_named(cell.deployment.stack)
         directory = self.journal.files.attempt(cell.id, attempt)
         directory.mkdir(parents=True, exist_ok=True)
+        samples = self.journal.files.samples(cell.id, attempt)
+        async with attending(stack, cell.deployment, samples) as life:
+            return await self._live(cell, attempt, stack, life, deadline_ns)
+
+    async def _live(self, cell: Cell, attempt: int, stack: Stack, life: Life, deadline_ns: int | None) -> str | None:
+        """From the start of a server to its end."""
+        directory = self.journal.files.attempt(cell.id, attempt)
         failure: ServerFailure | None = None
         try:
             async with open_server(
@@ -197,11 +212,16 @@ class Campaign:
                 owner=Owner.current(self.run_id, cell.id),
                 on_starting=self._starting(cell, attempt),
                 on_progress=self.progress.server_says,
+                on_running=life.grows,
             ) as server:
+                await life.is_ready(server)
                 self.journal.commit(ServerReady(at_ns=now_ns(), cell=cell.id, attempt=attempt, server=server.record))
                 self.progress.server_ready(server.record)
+                self._warn_once(cell, server.record.facts.get("version_note"))
                 async with Bench.on(server, stack, self.plan, cell, self.journal, attempt, self.progress) as bench:
                     note, failure = await self._climb(bench, cell, attempt, server, deadline_ns)
+                if failure is None:
+                    await life.look(server)
         except StackError as error:
             failure = failed(error)
             raise
@@ -209,6 +229,12 @@ class Campaign:
             with contextlib.suppress(HostError):  # a full disk is told by the commit that hit it first
                 self.journal.commit(ServerStopped(at_ns=now_ns(), cell=cell.id, attempt=attempt, failure=failure))
         return note
+
+    def _warn_once(self, cell: Cell, note: str | float | None) -> None:
+        """Of a release that is not known, and not of every server of it."""
+        if isinstance(note, str) and note not in self._warned:
+            self._warned.add(note)
+            self.progress.note(f"{cell.id}: {note}")
 
     def _starting(self, cell: Cell, attempt: int) -> Callable[[ServerRecord], None]:
         def starting(record: ServerRecord) -> None:
@@ -226,7 +252,7 @@ class Campaign:
                 if isinstance(step, Stop):
                     return None, None
                 history = outcomes(self.journal.events, cell.id)
-                spec = bench.spec(step, position=len(history))
+                spec = bench.spec(step)
                 expected_ns = round(bench.expected_seconds(spec) * NS_PER_S)
                 if deadline_ns is not None and now_ns() + expected_ns > deadline_ns:
                     return f"the time budget has no room for the step {step.purpose} at {step.concurrency}", None

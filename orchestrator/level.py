@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import hashlib
 import itertools
-import os
 from collections.abc import AsyncIterator, Iterator
 from typing import Self
 
@@ -14,15 +13,18 @@ from orchestrator.clock import NS_PER_S, now_ns
 from orchestrator.journal import Journal, Lines
 from orchestrator.judge.level import decided_early, judge_level
 from orchestrator.judge.search import Measure
+from orchestrator.launch.environment import secret_values
+from orchestrator.launch.external import bearer
 from orchestrator.launch.server import Server
+from orchestrator.life import target_of
 from orchestrator.load.closed import run_closed
 from orchestrator.load.wire import RequestLimits, Sender
 from orchestrator.metrics import is_good, level_stats
 from orchestrator.plan import Cell, Plan
 from orchestrator.progress import Progress
 from orchestrator.records import LevelCommitted, LevelSpec, Request, RequestRecord, Sample, ServerFailure
-from orchestrator.watch.watch import Target, watching
-from stacks.base import Deployment, Stack, Wire
+from orchestrator.watch.watch import watching
+from stacks.base import Stack, Wire
 from workloads.text import PromptMaker
 from workloads.workload import requests_sha256
 
@@ -36,13 +38,6 @@ def level_seed(plan_seed: int, workload: str, concurrency: int, purpose: str, re
     prompt comes twice to one server and no prefix cache can help."""
     text = f"{plan_seed}/{workload}/{concurrency}/{purpose}/{replicate}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])
-
-
-def auth_headers(deployment: Deployment) -> dict[str, str]:
-    """An endpoint that is not ours gets the first of the deployment's secrets as a bearer token."""
-    if deployment.launch == "external" and deployment.secrets:
-        return {"Authorization": f"Bearer {os.environ[deployment.secrets[0]]}"}
-    return {}
 
 
 def memory_of(sample: Sample) -> float | None:
@@ -80,15 +75,8 @@ class Bench:
         wire = stack.wire(deployment)
         model = stack.served_name(deployment)
         limits = RequestLimits(total_s=plan.ramp.deadline_seconds)
-        target = Target(
-            base_url=server.base_url,
-            metrics_path=stack.metrics_path,
-            metric_values=stack.metric_values,
-            pids=server.pids,
-            usage=server.usage,
-            gpus=deployment.gpus,
-        )
-        headers = auth_headers(deployment)
+        target = target_of(server, stack, deployment)
+        headers = bearer(secret_values(deployment.secrets)) if deployment.launch == "external" else {}
         maker = await _prompt_maker(server, wire, model, plan, headers, limits)
         async with Sender(
             base_url=server.base_url, wire=wire, model=model, prompt=maker.prompt, headers=headers, limits=limits
@@ -117,8 +105,12 @@ class Bench:
         mean_ms = nearest.stats.e2e_ms.mean or 0.0
         return mean_ms / 1000 * max(1.0, concurrency / nearest.run.spec.concurrency)
 
-    def spec(self, step: Measure, position: int) -> LevelSpec:
-        """The level that a step of the search asks for, under the plan's rules."""
+    def spec(self, step: Measure) -> LevelSpec:
+        """The level that a step of the search asks for, under the plan's rules.
+
+        The n-th level at a concurrency asks the same list on every stack, however the searches came there: that makes
+        pairs for a comparison.
+        """
         ramp = self._plan.ramp
         concurrency = step.concurrency
         expected = self._expected_e2e_s(concurrency)
@@ -126,7 +118,7 @@ class Bench:
         return LevelSpec(
             concurrency=concurrency,
             purpose=step.purpose,
-            seed=level_seed(self._plan.seed, self._cell.workload.name, concurrency, step.purpose, position),
+            seed=level_seed(self._plan.seed, self._cell.workload.name, concurrency, "level", step.replicate),
             requests=-(-max(ramp.requests, ramp.requests_per_user * concurrency) // 10) * 10,
             min_seconds=ramp.min_seconds,
             max_seconds=ramp.max_seconds,
@@ -199,7 +191,7 @@ class Bench:
     def _draws(self, spec: LevelSpec, part: str) -> Iterator[Request]:
         """Stratified draws of the level's size, one after another, each with a seed of its own."""
         workload = self._plan.workload(self._cell)
-        context = self._cell.workload.context_tokens or self._cell.deployment.context_tokens
+        context = self._cell.workload.context_tokens
         for number in itertools.count():
             seed = level_seed(spec.seed, self._cell.workload.name, spec.concurrency, part, number)
             yield from workload.draw(seed, spec.requests, context)

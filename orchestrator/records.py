@@ -151,6 +151,10 @@ class LevelSpec(Record, frozen=True, kw_only=True):
     """Unmeasured requests keep the load up for at most this long after the last measured issue."""
     deadline_seconds: float
     """A request unfinished this long after it was sent has failed (timeout)."""
+    think_seconds: float = 0.0
+    """A user's pause between an answer and its next request."""
+    rate_per_s: float | None = None
+    """Open loop: mean rate at which requests are due; `concurrency` is 0 then."""
 
 
 class ClientHealth(Record, frozen=True, kw_only=True):
@@ -275,7 +279,8 @@ class LevelVerdict(Record, frozen=True, kw_only=True):
 class Sample(Record, frozen=True, kw_only=True):
     """Values read from one source at one time. A value that was not reported is absent.
 
-    Sources: ``gpu:<uuid>``, ``host``, ``tree`` (process tree of the server), ``container``, ``engine``, ``client``.
+    Sources: ``gpu:<uuid>``, ``host``, ``tree`` (process tree of the server), ``container``, ``engine``, ``client``, and
+    ``log`` (what a starting server's log had told of itself by then, under the names of `ServerRecord.facts`).
     Names carry their unit: ``memory_used_bytes``, ``power_w``, ``kv_use`` (0 to 1), ``running``, ``waiting``,
     ``preemptions_total``, ``output_tokens_total``, ``pss_bytes``, ...
     """
@@ -283,6 +288,18 @@ class Sample(Record, frozen=True, kw_only=True):
     at_ns: int
     source: str
     values: dict[str, float]
+
+
+class Neighbour(Record, frozen=True, kw_only=True):
+    """A process that held memory on a card of ours before we started anything there."""
+
+    gpu: str
+    """UUID of the card."""
+    pid: int
+    name: str = ""
+    """As this machine calls the process; empty if it cannot be seen from here."""
+    memory_bytes: int | None = None
+    """None: the driver does not tell."""
 
 
 # --- a server ---------------------------------------------------------------------------------------------------
@@ -325,6 +342,44 @@ class ServerFailure(Record, frozen=True, kw_only=True):
     oom_killed: bool | None = None
 
 
+# --- what was predicted ------------------------------------------------------------------------------------------
+
+
+class PredictedItem(Record, frozen=True, kw_only=True):
+    """A line of the predicted bill, bytes on one card (or of the server, without one), with its 90 % interval."""
+
+    name: str
+    value_bytes: int
+    low_bytes: int
+    high_bytes: int
+    why: str = ""
+
+
+class Predicted(Record, frozen=True, kw_only=True):
+    """The memory bill as it was predicted before anything was started (`stacks.memory`), and what it holds of the
+    workload."""
+
+    key: str
+    """Engine, version, card and number of ranks: what a start of the same key teaches about this one."""
+    basis: str
+    """How sure the pool is, in words."""
+    items: tuple[PredictedItem, ...]
+    total: PredictedItem | None = None
+    """What the server holds once it has worked; None where a part of it is not modelled."""
+    kv_bytes_per_token: float
+    kv_tokens: int | None = None
+    kv_tokens_low: int | None = None
+    kv_tokens_high: int | None = None
+    requests: float | None = None
+    """Running requests of the workload's lengths that fill the KV pool on average."""
+    requests_low: float | None = None
+    requests_high: float | None = None
+    cap: int | None = None
+    """The engine's own cap on running requests (slots, max_num_seqs)."""
+    limit: str = ""
+    """Which of the two binds first, by name."""
+
+
 # --- what the plan asked for ------------------------------------------------------------------------------------
 
 
@@ -353,6 +408,9 @@ class AskedCell(Record, frozen=True, kw_only=True):
     """`orchestrator.judge.search.SearchRules` as plain values."""
     notes: tuple[str, ...] = ()
     """What this combination of stack and settings cannot show, one sentence each."""
+    predicted: Predicted | None = None
+    unpredicted: str = ""
+    """Why nothing was predicted, one sentence."""
 
 
 class Asked(Record, frozen=True, kw_only=True):
@@ -394,6 +452,7 @@ class CellStarted(Event, frozen=True, kw_only=True, tag="cell-started"):
     cell: str
     fingerprint: str
     attempt: int
+    neighbours: tuple[Neighbour, ...] = ()
 
 
 class ServerStarting(Event, frozen=True, kw_only=True, tag="server-starting"):

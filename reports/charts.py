@@ -229,12 +229,18 @@ def memory_chart(
     return _svg(layers, "Memory over time", described)
 
 
-def bill_chart(bars: Sequence[tuple[str, Sequence[float]]], items: Sequence[str], *, described: str) -> Markup:
-    """The memory of each deployment, item by item. `bars`: (name, bytes of each item); at most four items."""
+_FADED = 0.55
+
+
+def bill_chart(
+    bars: Sequence[tuple[str, Sequence[float]]], items: Sequence[str], *, described: str, faded: Sequence[int] = ()
+) -> Markup:
+    """The memory of each deployment, item by item. `bars`: (name, bytes of each item); at most four items. `faded`:
+    numbers of the bars that were not measured."""
     highest = max((sum(values) for _, values in bars), default=1.0)
     unit, name = (1 << 30, "GiB") if highest >= 1 << 30 else (1 << 20, "MiB")
     rows = [
-        {"bar": f"{i:03}", "item": items[j], "order": j, "y": value / unit}
+        {"bar": f"{i:03}", "item": items[j], "order": j, "y": value / unit, "shade": _FADED if i in faded else 1}
         for i, (_, values) in enumerate(bars)
         for j, value in enumerate(values)
     ]
@@ -246,6 +252,7 @@ def bill_chart(bars: Sequence[tuple[str, Sequence[float]]], items: Sequence[str]
             x=alt.X("y:Q", title=name, stack="zero", axis=alt.Axis(tickCount=6, grid=True)),
             y=alt.Y("bar:N", title=None, axis=None, scale=alt.Scale(paddingInner=0.5, paddingOuter=0.4)),
             color=colour,
+            opacity=alt.Opacity("shade:Q", scale=None),
             order=alt.Order("order:Q"),
         )
     )

@@ -64,7 +64,7 @@ class PairedLevel(msgspec.Struct, frozen=True, kw_only=True):
     """One pair, for looking at: no claim is made from it."""
 
     concurrency: int
-    workload_sha256: str
+    list_sha256: str
     valid: bool
     """In both runs; others enter no claim."""
     output_tokens_per_s: tuple[float | None, float | None]
@@ -239,12 +239,13 @@ def _plain(value: object) -> str:
 
 def pairs(a: CellResult, b: CellResult) -> list[tuple[LevelResult, LevelResult]]:
     """Levels with the same list at the same concurrency, by concurrency, then in the order of measuring A."""
-    theirs = {(level.concurrency, level.workload_sha256): level for level in b.levels}
-    return [
-        (level, other)
-        for level in a.levels
-        if (other := theirs.get((level.concurrency, level.workload_sha256))) is not None
-    ]
+    theirs = {_list(level): level for level in b.levels}
+    return [(level, other) for level in a.levels if (other := theirs.get(_list(level))) is not None]
+
+
+def _list(level: LevelResult) -> tuple[int, int, str]:
+    """What makes two levels a pair: concurrency, seed of the prompts, and the lengths that were asked in order."""
+    return level.concurrency, level.seed, level.list_sha256
 
 
 def _reference(a: CellResult, b: CellResult, valid: Sequence[tuple[LevelResult, LevelResult]]) -> int | None:
@@ -405,7 +406,7 @@ def _decided(claim: Claim, p_adjusted: float) -> Claim:
 def _paired(a: LevelResult, b: LevelResult) -> PairedLevel:
     return PairedLevel(
         concurrency=a.concurrency,
-        workload_sha256=a.workload_sha256,
+        list_sha256=a.list_sha256,
         valid=a.verdict.valid and b.verdict.valid,
         output_tokens_per_s=(a.stats.output_tokens_per_s, b.stats.output_tokens_per_s),
         ttft_p95_ms=(a.stats.ttft_ms.p95, b.stats.ttft_ms.p95),

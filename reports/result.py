@@ -14,11 +14,11 @@ import msgspec
 
 from orchestrator.clock import NS_PER_S
 from orchestrator.errors import HostError, JournalError
-from orchestrator.journal import RunFiles, hash_files
+from orchestrator.journal import RunFiles, hash_files, sha256
 from orchestrator.judge.level import judge_level
 from orchestrator.judge.margin import CellVerdict, cell_verdict
 from orchestrator.judge.search import Outcome, SearchRules, Stop, next_step
-from orchestrator.metrics import Series, level_stats, output_arrivals, steady_window
+from orchestrator.metrics import Series, level_stats, measured_records, output_arrivals, steady_window
 from orchestrator.records import (
     AskedCell,
     ClientHealth,
@@ -36,6 +36,8 @@ from orchestrator.records import (
 from reports.certainty import Certainty, certainty
 from reports.compat import Compat, compat
 from reports.course import Course, course
+from reports.ledger import Ledger, held_tokens, ledger
+from reports.reconcile import Lesson, Reconciliation, lesson_of, reconcile
 from reports.run import Attempt, Cell, Level, Run, read_run
 from reports.timeline import Span, Timeline, best_source, memory_series, source_words, thin, to_seconds
 from reports.traffic import Counted, Traffic, traffic
@@ -65,6 +67,11 @@ class LevelResult(msgspec.Struct, frozen=True, kw_only=True):
     verdict: LevelVerdict
     health: ClientHealth
     workload_sha256: str
+    """Of everything that was demanded; a faster server is asked for more within the least time."""
+    list_sha256: str
+    """Of the lengths that the first N measured requests asked in order, N being the least number of the level."""
+    kv_held_tokens: int | None
+    """Most tokens that requests under way held at one time, by their own counts."""
     judged_again: Literal["same", "differs"]
     """Whether the raw records, judged by this version, give the stored verdict."""
     certainty: Certainty
@@ -125,6 +132,8 @@ class CellResult(msgspec.Struct, frozen=True, kw_only=True):
     servers: tuple[ServerRecord, ...]
     """One for each attempt that started one; the last is the one that counts."""
     bill: Bill
+    ledger: Ledger
+    reconciliation: Reconciliation
     timeline: Timeline
     traffic: Traffic
     incidents: tuple[Incident, ...]
@@ -179,6 +188,8 @@ def _level(level: Level, started_ns: int, watched: Sequence[Sample], slo: Slo, c
         verdict=verdict,
         health=run.health,
         workload_sha256=commit.workload_sha256,
+        list_sha256=_list_sha256(records, run.spec.requests),
+        kv_held_tokens=held_tokens(records),
         judged_again="same" if _agrees(commit, records, samples, slo) else "differs",
         certainty=certainty(run, records, slo, arrivals),
         compat=compat(records),
@@ -187,6 +198,11 @@ def _level(level: Level, started_ns: int, watched: Sequence[Sample], slo: Slo, c
         power_w=power,
         energy_j_per_output_token=power / rate if power is not None and rate else None,
     )
+
+
+def _list_sha256(records: Sequence[RequestRecord], most: int) -> str:
+    asked = "".join(f"{r.asked_in} {r.asked_out}\n" for r in measured_records(records)[:most])
+    return sha256(asked.encode())
 
 
 def _power_w(samples: Sequence[Sample], run: LevelRun) -> float | None:
@@ -362,7 +378,22 @@ def _incidents(cell: Cell) -> Iterator[Incident]:
         yield Incident(attempt=len(cell.attempts), failure=final, log_tail=(), ended_cell=True)
 
 
-def _cell(cell: Cell, slo: Slo, host: Mapping[str, object]) -> CellResult:
+def _counting_attempt(cell: Cell) -> Attempt | None:
+    """The one whose life is told: the last that measured a level, else the last."""
+    measured = {level.commit.attempt for level in cell.levels}
+    found = [attempt for attempt in cell.attempts if attempt.number in measured] or list(cell.attempts)
+    return found[-1] if found else None
+
+
+def _ledger(cell: Cell, watched: dict[int, list[Sample]], levels: Sequence[LevelResult]) -> Ledger:
+    attempt = _counting_attempt(cell)
+    if attempt is None:
+        return Ledger()
+    own = [level for level in cell.levels if level.commit.attempt == attempt.number]
+    return ledger(attempt, watched[attempt.number], own, {level.level: level.kv_held_tokens for level in levels})
+
+
+def _cell(cell: Cell, slo: Slo, host: Mapping[str, object], lessons: dict[str, Lesson]) -> CellResult:
     watched = {attempt.number: attempt.samples() for attempt in cell.attempts}
     started = {attempt.number: attempt.started_ns for attempt in cell.attempts}
     timeline = _timeline(cell, watched)
@@ -376,6 +407,10 @@ def _cell(cell: Cell, slo: Slo, host: Mapping[str, object]) -> CellResult:
         search = stop.why if stop else ""
     except JournalError as error:
         stop, search = None, str(error)
+    life = _ledger(cell, watched, levels)
+    bill = reconcile(cell.asked.predicted, cell.asked.unpredicted, cell.server, life, lessons)
+    if bill.key and (lesson := lesson_of(bill)):
+        lessons.setdefault(bill.key, lesson)
     return CellResult(
         asked=cell.asked,
         outcome=_outcome(cell),
@@ -387,6 +422,8 @@ def _cell(cell: Cell, slo: Slo, host: Mapping[str, object]) -> CellResult:
         unfinished_concurrency=cell.unfinished.concurrency if cell.unfinished else None,
         servers=tuple(attempt.server for attempt in cell.attempts if attempt.server is not None),
         bill=_bill(cell.server, timeline),
+        ledger=life,
+        reconciliation=bill,
         timeline=timeline,
         traffic=traffic(counted, cell.asked),
         incidents=tuple(_incidents(cell)),
@@ -401,6 +438,7 @@ def _is_raw(name: str) -> bool:
 def result(run: Run) -> Result:
     """Every number of a run's report. Levels are read and judged one by one: memory is bounded by the largest level."""
     opened = run.opened
+    lessons: dict[str, Lesson] = {}
     return Result(
         schema=RESULT_SCHEMA,
         run_id=opened.run_id,
@@ -415,7 +453,7 @@ def result(run: Run) -> Result:
         host=dict(sorted(opened.host.items())),
         plan_sha256=opened.plan_sha256,
         overrides=opened.overrides,
-        cells=tuple(_cell(cell, run.asked.slo, opened.host) for cell in run.cells),
+        cells=tuple(_cell(cell, run.asked.slo, opened.host, lessons) for cell in run.cells),
         files={name: digest for name, digest in hash_files(run.path) if _is_raw(name)},
     )
 

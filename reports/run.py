@@ -22,6 +22,7 @@ from orchestrator.records import (
     LevelCommitted,
     LevelSpec,
     LevelStarted,
+    Neighbour,
     RequestRecord,
     RunClosed,
     RunOpened,
@@ -46,6 +47,8 @@ class Attempt:
     number: int
     started_ns: int
     server: ServerRecord | None = None
+    starting_ns: int | None = None
+    neighbours: tuple[Neighbour, ...] = ()
     ready_ns: int | None = None
     stopped_ns: int | None = None
     failure: ServerFailure | None = None
@@ -188,7 +191,7 @@ def _attempts(run: Path, events: Iterable[AnyEvent]) -> tuple[Attempt, ...]:
     for event in events:
         match event:
             case CellStarted():
-                found[event.attempt] = Attempt(run, event.cell, event.attempt, event.at_ns)
+                found[event.attempt] = Attempt(run, event.cell, event.attempt, event.at_ns, neighbours=event.neighbours)
             case ServerStarting() | ServerReady() | ServerStopped() if event.attempt in found:
                 found[event.attempt] = _with(found[event.attempt], event)
     return tuple(found[number] for number in sorted(found))
@@ -197,7 +200,7 @@ def _attempts(run: Path, events: Iterable[AnyEvent]) -> tuple[Attempt, ...]:
 def _with(attempt: Attempt, event: ServerStarting | ServerReady | ServerStopped) -> Attempt:
     match event:
         case ServerStarting():
-            return replace(attempt, server=event.server)
+            return replace(attempt, server=event.server, starting_ns=attempt.starting_ns or event.at_ns)
         case ServerReady():
             return replace(attempt, server=event.server, ready_ns=event.at_ns)
         case ServerStopped():

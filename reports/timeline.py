@@ -47,15 +47,18 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def memory_series(samples: Iterable[Sample]) -> dict[str, list[tuple[int, float]]]:
-    """(at_ns, bytes) by source, for the sources that tell the server's memory."""
-    series: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
+    """(at_ns, bytes) by source, for the sources that tell the server's memory.
+
+    A source's line is of one quantity throughout: readings that lack it are passed over, never filled in with another
+    (PSS is read less often than RSS, and a card's own memory is not told before its process is there).
+    """
+    found: defaultdict[str, dict[str, list[tuple[int, float]]]] = defaultdict(lambda: {name: [] for name in _NAMES})
     for sample in samples:
-        if sample.source.partition(":")[0] not in _RANK:
-            continue
-        name = next((name for name in _NAMES if name in sample.values), None)
-        if name is not None:
-            series[sample.source].append((sample.at_ns, sample.values[name]))
-    return dict(series)
+        if sample.source.partition(":")[0] in _RANK:
+            for name in found[sample.source].keys() & sample.values.keys():
+                found[sample.source][name].append((sample.at_ns, sample.values[name]))
+    best = {source: next((line for line in lines.values() if line), []) for source, lines in found.items()}
+    return {source: line for source, line in best.items() if line}
 
 
 def best_source(peaks: dict[str, float]) -> str | None:

@@ -19,16 +19,16 @@ from orchestrator.watch.gpu import list_gpus
 from stacks.memory.cards import GIB, Card, SizeClass, card_of_size, card_with_memory, find_card
 from stacks.memory.checkpoint import FoundModel, read_config, read_model
 from stacks.memory.concurrency import Pairs
+from stacks.memory.deployed import known_model, weights_of
 from stacks.memory.formats import (
     WeightFormat,
     check_support,
     find_kv_format,
     find_weight_format,
-    format_of_checkpoint,
     is_online,
     refine_format,
 )
-from stacks.memory.models import NonsenseError, UnknownFactError, find_model, nearest
+from stacks.memory.models import NonsenseError, UnknownFactError, nearest
 from stacks.memory.rows import Row, predict_row
 from stacks.memory.setup import Setup, check_setup
 from stacks.memory.sizing import compare_sizes, fitting_cards, fitting_lengths, with_weights
@@ -160,7 +160,7 @@ def _find_model(name: str | None) -> FoundModel:
     if Path(name).exists():
         return read_model(Path(name))
     try:
-        model = find_model(name)
+        return known_model(name)
     except UnknownFactError as unknown:
         if not _HUB_ID.match(name):
             raise
@@ -170,22 +170,6 @@ def _find_model(name: str | None) -> FoundModel:
             raise UnknownFactError(
                 unknown.message, f"{unknown.remedy} (The hub was asked too: {type(error).__name__}.)"
             ) from error
-    shipped = model.checkpoint_quantization
-    return FoundModel(model, format_of_checkpoint(shipped.method, shipped.bits) if shipped else _format_in_name(name))
-
-
-_NAMED_FORMATS = (
-    (re.compile(r"awq", re.IGNORECASE), "awq-int4"),
-    (re.compile(r"w4a16|gptq.*int4|gptq.*4bit|gptq$", re.IGNORECASE), "gptq-int4"),
-    (re.compile(r"w8a8|gptq.*int8", re.IGNORECASE), "int8"),
-    (re.compile(r"fp8", re.IGNORECASE), "fp8"),
-    (re.compile(r"nvfp4", re.IGNORECASE), "nvfp4"),
-    (re.compile(r"bnb-4bit", re.IGNORECASE), "bnb-nf4"),
-)
-
-
-def _format_in_name(name: str) -> str | None:
-    return next((weights for pattern, weights in _NAMED_FORMATS if pattern.search(name)), None)
 
 
 class _FoundCard(NamedTuple):
@@ -213,35 +197,12 @@ def _find_card(options: _Options, stack: str) -> _FoundCard:
     raise click.UsageError("--card is missing and this machine has none: name one, e.g. --card RTX-4090-24GB.")
 
 
-def _weights(options: _Options, found: FoundModel) -> WeightFormat:
-    if options.weights is not None:
-        return find_weight_format(options.weights)
-    if found.weight_format is not None:
-        return find_weight_format(found.weight_format)
-    if found.weight_bytes is None:
-        return find_weight_format("16-bit")
-    per_weight = found.weight_bytes / max(1, found.model.params.text_total)
-    return WeightFormat(
-        name="file",
-        title="As in the file",
-        bits=round(8 * per_weight),
-        bytes=per_weight,
-        theory=per_weight,
-        embedding=per_weight,
-        lm_head=per_weight,
-        interval=0.005,
-        compute="fp16",
-        evidence="tensor bytes of the file",
-        stacks=dict.fromkeys(STACKS, (None, None)),
-    )
-
-
 def make_setup(options: _Options) -> Setup:
     """The setup that the options describe. Raises `LoadproofError` with the remedy for what is not known."""
     stack, version = _stack(options.stack)
     found = _find_model(options.model)
     card = _find_card(options, stack)
-    weights = _weights(options, found)
+    weights = weights_of(found, options.weights)
     kv = find_kv_format(options.kv_dtype, weights)
     check_support(weights, kv, stack, version)
     own_bytes = found.weight_bytes if options.weights is None or weights.name == found.weight_format else None

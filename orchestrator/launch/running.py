@@ -21,6 +21,10 @@ def say_nothing(text: str) -> None:
     """The progress of somebody who does not want to know."""
 
 
+def hear_nothing(server: Server) -> None:
+    """Nobody looks at a server before it is ready."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Order:
     """What is to be started, for whom, and who is to be told."""
@@ -31,6 +35,7 @@ class Order:
     owner: Owner
     on_starting: Callable[[ServerRecord], None]
     on_progress: Callable[[str], None]
+    on_running: Callable[[Server], None] = hear_nothing
 
 
 class Server(ABC):

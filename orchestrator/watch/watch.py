@@ -8,6 +8,7 @@ source that fails is absent and is reported once, in `Watch.notes`; it is tried 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
@@ -27,6 +28,8 @@ Read = Callable[[], dict[str, float]]
 PATIENCE_S = 1.0
 """How long the end of a watch waits for readings under way; a thread that hangs longer is left behind (a daemon)."""
 MAX_NOTE_CHARACTERS = 300
+_ONCE_S = 3600.0
+"""Interval of a watch that ends after its first readings."""
 
 
 def _no_pids() -> Sequence[int]:
@@ -52,6 +55,8 @@ class Target:
     """What the container engine says; {} where there is no container."""
     gpus: tuple[str, ...] = ()
     """As a plan names them: numbers, UUIDs, or ``all``."""
+    log_facts: Callable[[], dict[str, float]] | None = None
+    """What the server's log has told of itself so far, where that is new; None: it is not followed."""
 
 
 @dataclass
@@ -60,6 +65,7 @@ class _Source:
 
     name: str
     open: Callable[[], AbstractContextManager[Read]]
+    looks: int = 0
     answered: int = 0
     failed: int = 0
     note: str = ""
@@ -81,6 +87,7 @@ class Watch:
         self._loop = asyncio.get_running_loop()
         self._stop = threading.Event()
         self._ended = asyncio.Event()
+        self._looked = asyncio.Event()
         self._alive = len(self._sources)
         self.sink_error: Exception | None = None
         """The first error of the sink (a full disk); nothing is delivered after it."""
@@ -106,6 +113,11 @@ class Watch:
                 target=self._follow, args=(source, start_ns), name=f"watch {source.name}", daemon=True
             ).start()
 
+    async def looked(self, patience_s: float) -> None:
+        """Wait until every source was read once, or failed; at most `patience_s`."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._looked.wait(), patience_s)
+
     async def stop(self) -> None:
         """Read no more; wait for readings under way, for a moment."""
         self._stop.set()
@@ -127,6 +139,10 @@ class Watch:
         except Exception as error:  # kept for the end of the watch: a callback of the loop has nobody to raise to
             self.sink_error = error
 
+    def _count_look(self) -> None:
+        if all(source.looks for source in self._sources):
+            self._looked.set()
+
     def _count_end(self) -> None:
         self._alive -= 1
         if not self._alive:
@@ -141,6 +157,8 @@ class Watch:
         except Exception as error:  # a device or an engine may fail in any way; the run goes on and the note says so
             source.failure(error)
         finally:
+            source.looks += 1
+            self._in_loop(self._count_look)
             self._in_loop(self._count_end)
 
     def _poll(self, source: _Source, read: Read, start_ns: int) -> None:
@@ -155,6 +173,8 @@ class Watch:
                 if values:
                     source.answered += 1
                     self._in_loop(self._deliver, Sample(at_ns=at_ns, source=source.name, values=values))
+            source.looks += 1
+            self._in_loop(self._count_look)
             due_ns = next_tick(due_ns, now_ns(), self._interval_ns)
 
     def _in_loop(self, call: Callable[..., None], *arguments: object) -> None:
@@ -180,6 +200,14 @@ async def watching(target: Target, sink: Callable[[Sample], None], *, interval_s
         raise watch.sink_error
 
 
+async def look(target: Target, *, patience_s: float = 5.0) -> tuple[Sample, ...]:
+    """One reading of everything that `target` names; a source that does not answer in time is absent."""
+    samples: list[Sample] = []
+    async with watching(target, samples.append, interval_s=_ONCE_S) as watch:
+        await watch.looked(patience_s)
+    return tuple(samples)
+
+
 def next_tick(due_ns: int, now_ns: int, interval_ns: int) -> int:
     """The first point of the grid through `due_ns` that is after now: ticks that were missed are skipped."""
     if now_ns < due_ns:
@@ -194,6 +222,9 @@ def _sources(target: Target) -> list[_Source]:
         _Source("tree", lambda: nullcontext(tree.read)),
         _Source("container", lambda: nullcontext(target.usage)),
     ]
+    if target.log_facts is not None:
+        told = target.log_facts
+        sources.append(_Source("log", lambda: nullcontext(told)))
     if target.base_url is not None and target.metrics_path is not None:
         scraped = engine_reader(target.base_url, target.metrics_path, target.metric_values)
         sources.append(_Source("engine", lambda: scraped))

@@ -17,7 +17,9 @@ from markupsafe import Markup
 from orchestrator.records import AskedCell
 from reports.charts import bill_chart
 from reports.figures import NONE, change, count, latency, percent, significant, size
+from reports.reconcile import Reconciliation
 from reports.result import Bill, CellResult, LevelResult
+from reports.sections.bill import signed
 from reports.sections.decision import broke_at, percentile_text
 from stacks.memory.formats import find_weight_format
 from stacks.memory.models import UnknownFactError
@@ -47,6 +49,11 @@ class Column(NamedTuple):
     cells: dict[str, CellResult]
     """By workload."""
 
+    @property
+    def reconciled(self) -> Reconciliation:
+        """The bill of the cell with the highest peak."""
+        return max(self.cells.values(), key=lambda cell: cell.ledger.peak_bytes or 0).reconciliation
+
 
 class Row(NamedTuple):
     name: str
@@ -54,6 +61,17 @@ class Row(NamedTuple):
     values: tuple[str, ...]
     change: str
     """Smallest format against largest."""
+
+
+class Gain(NamedTuple):
+    """What the smallest format changes against the largest: predicted, and measured."""
+
+    name: str
+    term: str
+    predicted: str
+    measured: str
+    limits: str
+    """What was predicted to bind, and what did."""
 
 
 class Comparison(NamedTuple):
@@ -64,6 +82,8 @@ class Comparison(NamedTuple):
     memory: tuple[Row, ...]
     served: tuple[tuple[str, tuple[Row, ...]], ...]
     """For each workload its rows."""
+    gains: tuple[Gain, ...]
+    """() where nothing was predicted."""
     bought: tuple[str, ...]
     not_bought: tuple[str, ...]
     chart: Markup | None
@@ -134,6 +154,7 @@ def _comparison(stack: str, columns: Sequence[Column]) -> Comparison:
         columns=tuple(columns),
         memory=_memory_rows(columns),
         served=tuple((workload, _served_rows(columns, workload)) for workload in workloads),
+        gains=_gains(columns, workloads),
         bought=tuple(bought),
         not_bought=tuple(not_bought),
         chart=chart,
@@ -172,21 +193,49 @@ def _memory_rows(columns: Sequence[Column]) -> tuple[Row, ...]:
     return tuple(rows)
 
 
+_BAR_ITEMS = {
+    "Weights": ("weights",),
+    "KV cache, reserved": ("KV cache",),
+    "Compute and graphs": ("compute buffers", "CUDA graphs"),
+}
+"""Items of the chart and the lines of a bill that they hold; all that is left of the total is the fourth."""
+
+
+def _predicted_bar(bill: Reconciliation) -> list[float] | None:
+    """None where a part of the total was not predicted."""
+    total = bill.line("total")
+    if total is None or total.predicted is None:
+        return None
+    by_name = {line.name: line.predicted or 0.0 for line in bill.lines}
+    items = [sum(by_name.get(name, 0.0) for name in names) for names in _BAR_ITEMS.values()]
+    return [*items, max(0.0, total.predicted - sum(items))]
+
+
+def _measured_bar(bill: Bill) -> list[float] | None:
+    """None where the engine did not tell its items."""
+    if bill.weights_bytes is None or bill.kv_bytes is None:
+        return None
+    rest = max(0, bill.rest_bytes or 0)
+    items = (bill.weights_bytes, bill.kv_bytes, (bill.compute_bytes or 0) + (bill.graphs_bytes or 0), rest)
+    return [float(item) for item in items]
+
+
 def _chart(columns: Sequence[Column]) -> tuple[Markup | None, tuple[str, ...]]:
-    """Bars of what is itemised; None where no engine told its items."""
-    names = ("Weights", "KV cache, reserved", "Compute and graphs", "Everything else")
-    bars = []
+    """Bars of what is itemised, predicted above measured; None where no engine told its items."""
+    names = (*_BAR_ITEMS, "Everything else")
+    bars: list[tuple[str, list[float]]] = []
+    faded = []
     for column in columns:
-        bill = column.bill
-        if bill.weights_bytes is None or bill.kv_bytes is None:
-            continue
-        rest = max(0, bill.rest_bytes or 0)
-        items = (bill.weights_bytes, bill.kv_bytes, (bill.compute_bytes or 0) + (bill.graphs_bytes or 0), rest)
-        bars.append((column.name, [float(item) for item in items]))
+        predicted, measured = _predicted_bar(column.reconciled), _measured_bar(column.bill)
+        if predicted is not None:
+            faded.append(len(bars))
+            bars.append((f"{column.name}, predicted", predicted))
+        if measured is not None:
+            bars.append((f"{column.name}, measured" if predicted else column.name, measured))
     if not bars:
         return None, ()
     told = "; ".join(f"{bar}: " + ", ".join(size(value) for value in values) for bar, values in bars)
-    return bill_chart(bars, names, described=f"In the order {', '.join(names)}. {told}"), names
+    return bill_chart(bars, names, described=f"In the order {', '.join(names)}. {told}", faded=faded), names
 
 
 def common_level(cells: Sequence[CellResult]) -> list[LevelResult] | None:
@@ -236,6 +285,59 @@ def _equal_rows(levels: Sequence[LevelResult]) -> list[Row]:
     texts = tuple(f"{significant(rate)} tok/s" if rate is not None else NONE for rate in rates)
     rows.append(Row(f"Output {at}", "throughput", texts, _changed(rates[-1], rates[0])))
     return rows
+
+
+# --- predicted and measured --------------------------------------------------------------------------------------
+
+
+def _step(old: float | None, new: float | None, unit: str, *, signs: bool = False) -> str:
+    """What it was and what it became: ``8,192 \u2192 16,384 (+8,192)``."""
+    if old is None or new is None:
+        return NONE
+    show = size if unit == "bytes" else count
+    changed = f" ({signed(new - old, unit)})" if signs or new != old else " (unchanged)"
+    return f"{show(old)} \u2192 {show(new)}{changed}"
+
+
+def _gains(columns: Sequence[Column], workloads: Sequence[str]) -> tuple[Gain, ...]:
+    """Memory and users, from the largest format to the smallest."""
+    large, small = columns[0], columns[-1]
+    if large.reconciled.line("KV tokens") is None and large.reconciled.line("weights") is None:
+        return ()
+    rows = []
+    for name, term, line in (
+        ("Weights", "weights", "weights"),
+        ("Tokens that fit in KV", "kv", "KV tokens"),
+        ("Memory at its peak", "peak", "total"),
+    ):
+        old, new = large.reconciled.line(line), small.reconciled.line(line)
+        if old is None or new is None or old.predicted is None or new.predicted is None:
+            continue
+        predicted = _step(old.predicted, new.predicted, old.unit)
+        rows.append(Gain(name, term, predicted, _step(old.measured, new.measured, old.unit), ""))
+    for workload in workloads:
+        pair = (large.cells.get(workload), small.cells.get(workload))
+        if pair[0] is not None and pair[1] is not None:
+            rows += _user_gains(workload, pair[0], pair[1])
+    return tuple(rows)
+
+
+def _then(*words: str) -> str:
+    """What it was and what it became, once where they are the same."""
+    return " \u2192 ".join(dict.fromkeys(words))
+
+
+def _user_gains(workload: str, large: CellResult, small: CellResult) -> list[Gain]:
+    """Users: those whose tokens the KV pool holds, and those that the search found to hold; () without a search."""
+    old, new = large.asked.predicted, small.asked.predicted
+    if old is None or new is None or old.requests is None or new.requests is None:
+        return []
+    if broke_at(large) is None and broke_at(small) is None:
+        return []
+    caps = [p.limit if p.cap is None else f"{p.limit} at {count(min(p.cap, p.requests or p.cap))}" for p in (old, new)]
+    limits = f"predicted: {_then(*caps)}; measured: {_then(large.verdict.limiter, small.verdict.limiter)}"
+    measured = _step(large.verdict.c_ok, small.verdict.c_ok, "users")
+    return [Gain(f"Users, {workload}", "c_ok", _step(old.requests, new.requests, "users"), measured, limits)]
 
 
 # --- sentences --------------------------------------------------------------------------------------------------

@@ -105,6 +105,22 @@ TERMS: tuple[Term, ...] = (
         "Of a million output tokens: mean power of the cards over the steady window, as NVML tells it, divided by the "
         "output throughput. The rest of the machine is not in it.",
     ),
+    Term(
+        "predicted",
+        "Predicted",
+        "By `loadproof size`, before the start. The interval is the one that holds nine of ten measured starts of its "
+        "class.",
+    ),
+    Term(
+        "calibrated",
+        "Calibrated",
+        "The prediction corrected by what the first start of the same engine, version and card taught in this run.",
+    ),
+    Term(
+        "unexplained",
+        "Unexplained",
+        "The measured total less the items, each as measured, or as predicted where nobody reports it.",
+    ),
     Term("lag", "Loop lag, send lag", "How late loadproof itself was: in waking up, and in sending what was due."),
     Term(
         "stamps",

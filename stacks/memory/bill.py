@@ -22,6 +22,10 @@ from stacks.memory.weights import WeightPart
 Answer = Literal["yes", "no", "undecided"]
 
 
+CPU_SHARE = 0.05
+"""Stated interval of what llama.cpp holds on the CPU; METHOD.md has the measurements."""
+
+
 class Item(NamedTuple):
     """A line of the bill, bytes on one card."""
 
@@ -43,6 +47,8 @@ class Bill(NamedTuple):
     setup: Setup
     limits: Limits
     layout: Layout
+    resident: Spread | None
+    """What the server holds once it has worked; None where a part of it is not modelled."""
     weights: Spread
     """The heaviest rank, as engines print it."""
     parts: tuple[WeightPart, ...]
@@ -72,6 +78,14 @@ def _overhead_items(setup: Setup, terms: Terms) -> list[Item]:
     group = setup.tensor > 1 or setup.pipeline > 1
     slack = 1.0 if group else 0.2
     items = []
+    if on_cpu(setup):
+        buffers, runtime = terms.activation, terms.context
+        share = 0.15 if setup.in_python else 0.5
+        items.append(Item("compute buffers", _around(buffers, 0.05 * buffers, 0.05 * buffers), "one micro batch"))
+        items.append(
+            Item("runtime", _around(runtime, share * runtime, share * runtime), "program, vocabulary, sampling")
+        )
+        return items
     if setup.stack in {"vllm", "tgi"}:
         peak = terms.activation
         items.append(
@@ -117,6 +131,27 @@ def _items(setup: Setup, limits: Limits, terms: Terms, weights: Spread, pool: Po
         below = sum(item.spread.value - item.spread.low for item in outside)
         items.append(Item("margin", Spread(margin, margin - above, margin + below), "free outside every item"))
     return tuple(items)
+
+
+def on_cpu(setup: Setup) -> bool:
+    """llama.cpp without a card: all of its memory is the host's, and all of it is modelled."""
+    return setup.stack == "llamacpp" and setup.card is None
+
+
+def _resident(setup: Setup, terms: Terms, items: tuple[Item, ...]) -> Spread | None:
+    """The sum of what stays: every item but the margin. An engine of the vLLM family may keep a part of its activation
+    peak as cached blocks, so that is within the interval and not in the value.
+
+    llama.cpp out of Python was measured as a whole, so its sum is surer than its parts.
+    """
+    own = [item for item in items if item.name != "margin"]
+    if not any(item.name == "KV cache" for item in own) or not (terms.context or setup.stack == "vllm"):
+        return None
+    value = sum(item.spread.value for item in own if item.name != "activation peak")
+    if on_cpu(setup) and setup.in_python:
+        return Spread(value, value * (1 - CPU_SHARE), value * (1 + CPU_SHARE))
+    low = sum(item.spread.low for item in own if item.name != "activation peak")
+    return Spread(value, low, sum(item.spread.high for item in own))
 
 
 def _holds(setup: Setup, layout: Layout, limits: Limits, pool_bytes: float) -> PoolTokens:
@@ -196,17 +231,19 @@ def bill(setup: Setup) -> Bill:
         pool = Pool(spread, held, low, high)
         starts = _answer(spread, need, setup.kv_cache_bytes is not None or setup.stack == "llamacpp")
         longest = _longest(layout, held.blocks, inflight)
+    items = _items(setup, limits, terms, weights, pool)
     return Bill(
         setup=setup,
         limits=limits,
         layout=layout,
+        resident=_resident(setup, terms, items),
         weights=weights,
         parts=terms.parts,
         terms=terms,
         pool=pool,
         no_pool=no_pool,
         pool_class=pool_class(setup),
-        items=_items(setup, limits, terms, weights, pool),
+        items=items,
         starts=starts,
         need_bytes=need,
         longest_tokens=longest,

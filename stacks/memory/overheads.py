@@ -16,6 +16,8 @@ from stacks.memory.versions import Version, constant
 from stacks.memory.weights import Sharding
 
 _MLA_WORKSPACE_TOKENS = 65536
+_PEER_BUFFERS_SINCE = Version(0, 18)
+"""From here on the logs tell two ranks from four."""
 
 
 def sampler_bytes(
@@ -70,6 +72,8 @@ def activation_bytes(
 
 def non_torch_bytes(tensor: int, version: Version, hardware: HardwareClass) -> float:
     name = "non_torch_gib_single" if tensor == 1 else "non_torch_gib_group"
+    if tensor == 2 and version >= _PEER_BUFFERS_SINCE:
+        name = "non_torch_gib_pair"
     return constant("vllm", name, version, hardware).value * GIB
 
 

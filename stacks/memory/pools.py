@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from stacks.memory import host
 from stacks.memory.cards import GIB
 from stacks.memory.kv import Layout, flat_layout, hybrid_layout, llamacpp_kv
 from stacks.memory.overheads import (
@@ -130,8 +131,12 @@ def _llamacpp_terms(setup: Setup, limits: Limits, stage: Stage) -> Terms:
         unified=setup.unified_kv,
         micro_batch=limits.batched_tokens,
     )
-    # Compute buffers are read from the log, not predicted: their line says so instead of showing a guess.
-    return Terms(stage, parts, weight_bytes(parts), 0.0, 0.0, 0.0, 0.0, 0.0, float(cache.bytes))
+    buffers = runtime = 0.0
+    if setup.card is None:
+        buffers = host.compute_bytes(setup.model, cache, limits.batched_tokens)
+        runtime = host.runtime_bytes(setup.model, limits.seqs, in_python=setup.in_python)
+    # On a card compute buffers are read from the log, not predicted: their line says so instead of showing a guess.
+    return Terms(stage, parts, weight_bytes(parts), buffers, 0.0, 0.0, 0.0, runtime, float(cache.bytes))
 
 
 def layout_of(setup: Setup) -> Layout:

@@ -57,6 +57,8 @@ class Setup(Facts, frozen=True, kw_only=True):
     block_tokens: int = 16
     unified_kv: bool = True
     """llama.cpp: one cache for all slots (its default)."""
+    in_python: bool = False
+    """llama.cpp: run by a Python process (`stacks.llamacpp_portable`) and not by its own program."""
     free_before_load_bytes: int | None = None
     free_after_load_bytes: int | None = None
     """SGLang: free memory as it logs it; without it both are predicted."""

@@ -10,7 +10,7 @@ import pytest
 from fakes.run_directory import MIB, FakeCell, asked_cell, build_run
 
 from orchestrator.judge.search import SearchRules
-from orchestrator.records import ServerFailure
+from orchestrator.records import Predicted, PredictedItem, ServerFailure
 from reports.html import write_report
 
 SMALL = SearchRules(start=2, maximum=16, confirm=1, precision=0.2)
@@ -22,6 +22,35 @@ NO_ROOM = ServerFailure(
     evidence=("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB",),
     exit_code=1,
 )
+
+
+def foreseen(weights_mib: float, total_mib: float, *, kv_mib: float = 180.0, key: str = "llamacpp, CPU") -> Predicted:
+    """A prediction whose weights and pool are right."""
+
+    def item(name: str, mib: float, share: float = 0.0) -> PredictedItem:
+        low, high = (round(mib * (1 + sign * share) * MIB) for sign in (-1, 1))
+        return PredictedItem(name=name, value_bytes=round(mib * MIB), low_bytes=low, high_bytes=high)
+
+    return Predicted(
+        key=key,
+        basis="class =: the pool is set, not left over",
+        items=(
+            item("weights", weights_mib),
+            item("KV cache", kv_mib),
+            item("compute buffers", 36.0, 0.05),
+            item("runtime", total_mib - weights_mib - kv_mib - 36.0, 0.15),
+        ),
+        total=item("total", total_mib, 0.05),
+        kv_bytes_per_token=23040.0,
+        kv_tokens=8192,
+        kv_tokens_low=8192,
+        kv_tokens_high=8192,
+        requests=15.6,
+        requests_low=15.6,
+        requests_high=15.6,
+        cap=8,
+        limit="slots (-np)",
+    )
 
 
 def format_cells() -> list[FakeCell]:
@@ -43,7 +72,12 @@ def format_cells() -> list[FakeCell]:
             fixed = workload.endswith("one-user")
             cells.append(
                 FakeCell(
-                    asked_cell(name, workload, model=f"models/SmolLM2-135M-Instruct.{quantization}.gguf"),
+                    asked_cell(
+                        name,
+                        workload,
+                        model=f"models/SmolLM2-135M-Instruct.{quantization}.gguf",
+                        predicted=foreseen(weights_mib, 230.0 + weights_mib),
+                    ),
                     rules=SearchRules(levels=(1,)) if fixed else SMALL,
                     ttft_ms=lambda c, s=slower: (30 + 12 * c) * s,  # type: ignore[misc]
                     tpot_ms=lambda c, s=slower: (4 + 2.1 * c) * s,  # type: ignore[misc]

@@ -129,7 +129,7 @@ def changed(found: Result, **level: object) -> Result:
 
 def test_other_requests_token_sources_and_caches_are_refused(base: Result) -> None:
     with pytest.raises(JournalError, match="workload hash differs"):
-        compare(base, changed(base, workload_sha256="0" * 64), under_test=["workload"])
+        compare(base, changed(base, list_sha256="0" * 64), under_test=["workload"])
     with pytest.raises(JournalError, match=r"token source differs.*usage against token_ids"):
         compare(base, changed(base, tokens_from=("token_ids",)))
     stats = msgspec.structs.replace(base.cells[0].levels[0].stats, cached_tokens=100)

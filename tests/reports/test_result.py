@@ -171,3 +171,13 @@ def test_a_thinned_line_keeps_its_peak_and_its_order() -> None:
     assert (777.0, 50.0) in shown
     assert list(shown) == sorted(shown)
     assert thin(line[:5], 100) == tuple(line[:5])
+
+
+def test_a_line_of_memory_is_of_one_quantity() -> None:
+    samples = [
+        Sample(at_ns=1, source="tree", values={"rss_bytes": 30.0}),
+        Sample(at_ns=2, source="tree", values={"rss_bytes": 30.0, "pss_bytes": 20.0}),
+        Sample(at_ns=3, source="tree", values={"rss_bytes": 31.0}),
+        Sample(at_ns=4, source="gpu:a", values={"power_w": 1.0}),
+    ]
+    assert memory_series(samples) == {"tree": [(2, 20.0)]}
