@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-from orchestrator.judge.search import SearchRules
+from orchestrator.judge.search import Measure, SearchRules
 from orchestrator.plan import Cell, Plan
-from orchestrator.records import Asked, AskedCell
+from orchestrator.plan.settings import Ramp
+from orchestrator.records import Asked, AskedCell, LevelSpec
 from stacks.catalog import stack as stack_named
 
 
@@ -20,6 +21,31 @@ def search_rules(plan: Plan, cell: Cell) -> SearchRules:
         precision=ramp.precision,
         confirm=ramp.confirm,
         levels=cell.workload.levels,
+    )
+
+
+def level_spec(step: Measure, ramp: Ramp, seed: int, expected_s: float) -> LevelSpec:
+    """The level that a step of the search asks for, under the plan's rules.
+
+    `expected_s`: mean end-to-end time of a request that is expected at this level; 0 = unknown.
+    """
+    concurrency = step.concurrency
+    ramp_seconds = max(2 * expected_s, 10.0) if ramp.ramp_seconds is None else ramp.ramp_seconds
+    own = -(-max(ramp.requests, ramp.requests_per_user * concurrency) // 10) * 10
+    return LevelSpec(
+        concurrency=concurrency,
+        purpose=step.purpose,
+        seed=seed,
+        requests=step.looks[-1] if step.looks else own,
+        min_seconds=0.0 if step.looks else ramp.min_seconds,
+        max_seconds=ramp.max_seconds,
+        ramp_seconds=0.0 if concurrency == 1 else ramp_seconds,
+        warmup_generations=ramp.warmup_generations,
+        warmup_seconds=min(2 * expected_s, ramp.max_seconds / 4),
+        filler_seconds=max(3 * expected_s, ramp.filler_seconds),
+        deadline_seconds=ramp.deadline_seconds,
+        looks=step.looks,
+        alpha=step.alpha,
     )
 
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import AsyncIterator, Iterator
 from typing import Self
 
+from orchestrator.asked import level_spec
 from orchestrator.clock import NS_PER_S, now_ns
 from orchestrator.journal import Journal, Lines
 from orchestrator.judge.level import decided_early, judge_level
@@ -119,23 +120,8 @@ class Bench:
 
     def spec(self, step: Measure, position: int) -> LevelSpec:
         """The level that a step of the search asks for, under the plan's rules."""
-        ramp = self._plan.ramp
-        concurrency = step.concurrency
-        expected = self._expected_e2e_s(concurrency)
-        ramp_seconds = max(2 * expected, 10.0) if ramp.ramp_seconds is None else ramp.ramp_seconds
-        return LevelSpec(
-            concurrency=concurrency,
-            purpose=step.purpose,
-            seed=level_seed(self._plan.seed, self._cell.workload.name, concurrency, step.purpose, position),
-            requests=-(-max(ramp.requests, ramp.requests_per_user * concurrency) // 10) * 10,
-            min_seconds=ramp.min_seconds,
-            max_seconds=ramp.max_seconds,
-            ramp_seconds=0.0 if concurrency == 1 else ramp_seconds,
-            warmup_generations=ramp.warmup_generations,
-            warmup_seconds=min(2 * expected, ramp.max_seconds / 4),
-            filler_seconds=max(3 * expected, ramp.filler_seconds),
-            deadline_seconds=ramp.deadline_seconds,
-        )
+        seed = level_seed(self._plan.seed, self._cell.workload.name, step.concurrency, step.purpose, position)
+        return level_spec(step, self._plan.ramp, seed, self._expected_e2e_s(step.concurrency))
 
     def expected_seconds(self, spec: LevelSpec) -> float:
         """How long a level will take, for the display."""

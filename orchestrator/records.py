@@ -151,6 +151,11 @@ class LevelSpec(Record, frozen=True, kw_only=True):
     """Unmeasured requests keep the load up for at most this long after the last measured issue."""
     deadline_seconds: float
     """A request unfinished this long after it was sent has failed (timeout)."""
+    looks: tuple[int, ...] = ()
+    """Numbers of measured requests at which S1 is judged by its bounds, the last one N; the first look that decides
+    ends the level. Empty = S1 is judged by the observed share of all N."""
+    alpha: float = 0.05
+    """Error probability of one side that the looks share."""
 
 
 class ClientHealth(Record, frozen=True, kw_only=True):
@@ -207,6 +212,8 @@ class LevelStats(Record, frozen=True, kw_only=True):
     failures: dict[str, int] = {}
     """Failed measured requests by failure kind."""
     attainment: float
+    slo_use: float | None = None
+    """What the request at the target's percentile used of its tightest limit, 1 = all of it; None = more failed."""
     ttft_ms: Percentiles
     tpot_ms: Percentiles
     itl_ms: Percentiles
@@ -267,6 +274,11 @@ class LevelVerdict(Record, frozen=True, kw_only=True):
     criteria: tuple[Criterion, ...] = ()
     hard_break: str | None = None
     """Class of the hard break, e.g. ``out of memory``, ``server died``, ``hang``."""
+    good_per_batch: tuple[int, ...] = ()
+    """Good requests in each of ten equal batches in issue order, of those that S1 was judged by; runs are pooled by
+    these. Empty = too few requests."""
+    batch: int = 0
+    """m: requests of a batch."""
 
 
 # --- what is watched --------------------------------------------------------------------------------------------

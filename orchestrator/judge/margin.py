@@ -96,14 +96,7 @@ def cell_verdict(
 
 
 def _outcome(level: JudgedLevel) -> Outcome:
-    run, _, verdict = level
-    return Outcome(
-        concurrency=run.spec.concurrency,
-        purpose=run.spec.purpose,
-        valid=verdict.valid,
-        verdict=verdict.verdict,
-        hard_break=verdict.hard_break,
-    )
+    return Outcome.of(*level)
 
 
 def _break_position(levels: Sequence[JudgedLevel], c_bad: int | None) -> int | None:

@@ -32,7 +32,7 @@ class SimulatedCard(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def simulated_card(setup: Setup, *, admitted: int | None = None) -> SimulatedCard:
-    """The card under a deployment, sized by its bill. `admitted`: most requests in the engine, else the stack's own default.
+    """The card under a deployment, sized by its bill. `admitted`: most requests in the engine, else the stack's own.
 
     Raises `UnknownFactError` where nothing is known of the card's memory or speed. Whether it would start at all is
     asked apart (`bill.starts`).

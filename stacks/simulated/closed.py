@@ -1,7 +1,8 @@
 """A closed-loop level in virtual time, by the same rules as the real one (METHOD.md: ramp, warm-up, measured, filler).
 
-The records are those of a client beside the engine: an answer arrives when it is made. Each holds two token events, the
-first token and the rest at the end, which is all that TTFT, TPOT and E2E need.
+The records are those of a client beside the engine: an answer arrives when it is made. Each holds the first token and
+up to eight events after it at even distances, which is all that TTFT, TPOT, E2E and rates of tokens need: the engine
+jumps over single steps, so gaps between tokens are not known.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ _MULTIPLE = 10
 _RETRY_S = 0.1
 """A refused user asks again after this long, or a refusing engine would be asked for ever at one moment."""
 SAMPLE_S = 1.0
+_EVENTS = 8
 
 
 class Client(NamedTuple):
@@ -45,10 +47,16 @@ class VirtualLevel(NamedTuple):
     """Requests that were sent, of all phases."""
 
 
+StopEarly = Callable[[RequestRecord, int], str | None]
+"""(a measured record, its position among the measured ones in issue order, from 0) -> why the level ends, if so."""
+
+
 class _Sent(NamedTuple):
     """A request under way."""
 
     seq: int
+    position: int
+    """Among the measured ones; -1 = not measured."""
     user: int
     phase: Phase
     due_s: float
@@ -69,7 +77,7 @@ class _Level:
         spec: LevelSpec,
         measured: Iterator[Request],
         other: Iterator[Request],
-        stop_early: Callable[[RequestRecord], str | None],
+        stop_early: StopEarly,
         client: Client,
     ) -> None:
         self.engine = engine
@@ -148,7 +156,8 @@ class _Level:
         now = self.engine.now_s
         phase = self._phase(due_s)
         request = next(self.measured if phase == "measured" else self.other)
-        sent = _Sent(self.issued, user, phase, due_s, due_s, request)
+        position = self.measured_issued if phase == "measured" else -1
+        sent = _Sent(self.issued, position, user, phase, due_s, due_s, request)
         self.issued += 1
         self._count(+1, due_s)
         if phase == "measured":
@@ -158,7 +167,7 @@ class _Level:
             self.engine.submit(request.prompt_tokens, request.output_tokens, sent)
             return
         status = 400 if refusal == "too long" else 429
-        self._told(self._failed(sent, now, Failure(kind="status", detail=refusal, status=status)))
+        self._told(self._failed(sent, now, Failure(kind="status", detail=refusal, status=status)), position)
         heapq.heappush(self.due, (now + _RETRY_S, user))
 
     def _count_measured(self, at_s: float) -> None:
@@ -173,16 +182,17 @@ class _Level:
             self._close(None)
 
     def _finish(self, sequence: Sequence, failure: Failure | None) -> None:
+        assert isinstance(sequence.tag, _Sent)
         record = self._record(sequence.tag, sequence, failure)
-        self._told(record)
+        self._told(record, sequence.tag.position)
         heapq.heappush(self.due, (self.engine.now_s, record.user or 0))
 
-    def _told(self, record: RequestRecord) -> None:
+    def _told(self, record: RequestRecord, position: int) -> None:
         self.completed += 1
         if record.phase != "measured":
             return
         self.measured_pending -= 1
-        if self.cut is None and (reason := self.stop_early(record)):
+        if self.cut is None and (reason := self.stop_early(record, position)):
             self._close(reason)
         if self.closed and self.measured_pending == 0:
             self.over = True
@@ -206,6 +216,8 @@ class _Level:
         assert sequence.first_s is not None
         first, last = _ns(sequence.first_s + lag), _ns(self.engine.now_s + lag)
         out = sequence.output_tokens
+        left = out - 1
+        events = min(left, _EVENTS)
         record = RequestRecord(
             seq=tag.seq,
             request_id=str(tag.seq),
@@ -224,8 +236,8 @@ class _Level:
             finish="length",
             clamped=tag.request.clamped,
             user=tag.user,
-            token_ns=(first, last) if out > 1 else (first,),
-            token_counts=(1, out - 1) if out > 1 else (1,),
+            token_ns=(first, *(first + (last - first) * i // events for i in range(1, events + 1))),
+            token_counts=(1, *(left * i // events - left * (i - 1) // events for i in range(1, events + 1))),
         )
         self.records.append(record)
         return record
@@ -277,7 +289,7 @@ def engine_values(engine: Engine) -> dict[str, float]:
     return values
 
 
-def never(_: RequestRecord) -> str | None:
+def never(_: RequestRecord, __: int) -> str | None:
     """A level that ends by its own rules alone."""
     return None
 
@@ -288,7 +300,7 @@ def run_virtual(
     *,
     measured: Iterator[Request],
     other: Iterator[Request],
-    stop_early: Callable[[RequestRecord], str | None] = never,
+    stop_early: StopEarly = never,
     client: Client | None = None,
 ) -> VirtualLevel:
     """Run one level on an idle engine. `stop_early` is asked after each measured record: a reason ends the level."""
