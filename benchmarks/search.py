@@ -13,11 +13,11 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
-from orchestrator.asked import level_spec
+from orchestrator.asked import level_seed, level_spec
 from orchestrator.judge.cause import JudgedLevel
 from orchestrator.judge.level import decided_early, judge_level
 from orchestrator.judge.looks import RunningLooks
@@ -95,6 +95,49 @@ def card_of(case: Case) -> SimulatedCard:
     return card
 
 
+# --- the cases --------------------------------------------------------------------------------------------------
+
+GPU_STACKS = ("vllm", "tgi")
+
+
+def _case(workload: str, stack: str, ttft_ms: float, tpot_ms: float, **more: Any) -> Case:
+    return Case(workload, stack, Slo(ttft_ms=ttft_ms, tpot_ms=tpot_ms), **more)
+
+
+H100, A100 = "H100-SXM-80GB", "A100-80GB"
+CASES = (
+    *(_case("chat", stack, 1000, 50, context=4096) for stack in GPU_STACKS),
+    *(_case("azure-conv-2023", stack, 2000, 80, weights="awq") for stack in GPU_STACKS),
+    *(_case("azure-code-2023", stack, 3000, 200, card=H100) for stack in GPU_STACKS),
+    *(
+        _case("mooncake-conv-2025", stack, 15_000, 150, card=H100, weights="fp8", context=32_768, batched=8192)
+        for stack in GPU_STACKS
+    ),
+    *(_case("rag-2025", stack, 4000, 100, card=A100) for stack in GPU_STACKS),
+    *(_case("reasoning", stack, 3000, 20, card=H100, context=16_384) for stack in GPU_STACKS),
+    # llama.cpp where it is used: quantized files on smaller cards, one cache for all slots.
+    _case("chat", "llamacpp", 1000, 50, context=40_960),
+    _case("azure-conv-2023", "llamacpp", 2000, 80, weights="gguf-q4_k_m", context=65_536),
+    _case("azure-code-2023", "llamacpp", 5000, 300, weights="gguf-q4_k_m", context=98_304),
+    _case("mooncake-conv-2025", "llamacpp", 20_000, 150, card=A100, weights="gguf-q4_k_m", context=400_000),
+    _case("rag-2025", "llamacpp", 6000, 150, weights="gguf-q4_k_m", context=131_072),
+    _case("reasoning", "llamacpp", 3000, 40, weights="gguf-q4_k_m", context=131_072),
+)
+"""Six workloads under three policies. What breaks them is the KV pool, prefill, decoding or the pool's failures."""
+
+LIMITED = (
+    _case("chat", "vllm", 2000, 80, kv_tokens=24_000, context=4096, limiter="KV memory"),
+    _case("chat", "tgi", 2000, 80, kv_tokens=24_000, context=4096, limiter="KV memory"),
+    _case("chat", "vllm", 2000, 60, card=H100, seqs=24, limiter="the engine's limit on running requests"),
+    _case("rag-2025", "tgi", 4000, 100, card=A100, seqs=16, limiter="the engine's limit on running requests"),
+    _case("azure-code-2023", "vllm", 1500, 500, card=H100, limiter="prefill"),
+    _case("rag-2025", "vllm", 2000, 500, card=A100, limiter="prefill"),
+    _case("reasoning", "vllm", 10_000, 14, card=H100, context=16_384, limiter="decode (compute or memory bandwidth)"),
+    _case("chat", "vllm", 10_000, 34, context=4096, limiter="decode (compute or memory bandwidth)"),
+)
+"""Deployments with exactly one limit made binding."""
+
+
 # --- a cell in virtual time -------------------------------------------------------------------------------------
 
 
@@ -111,6 +154,7 @@ class VirtualCell:
         client: Client | None = None,
     ) -> None:
         self.case, self.seed = case, seed
+        self.list_name = case.id
         self.client = client
         self.engine = card_of(case).engine(seed, noise=noise, slowdown=slowdown)
         self.levels: list[JudgedLevel] = []
@@ -120,7 +164,7 @@ class VirtualCell:
         workload = workload_of(self.case.workload)
         fixed = 0 if spec.purpose == "sentinel" else len(self.levels)
         for number in itertools.count():
-            seed = hash((self.seed, fixed, spec.concurrency, part == "measured", number)) & 0xFFFFFFFFFFFF
+            seed = level_seed(self.seed, self.list_name, spec.concurrency, f"{fixed} {part}", number)
             yield from workload.draw(seed, spec.requests, self.case.context)
 
     def expected_s(self, concurrency: int) -> float:
@@ -191,9 +235,7 @@ def true_level(case: Case, c: int) -> True_:
         ramp = Ramp(requests=TRUE_REQUESTS, requests_per_user=1, min_seconds=0.0, max_seconds=1e12)
         step = Measure(concurrency=c, purpose="load", replicate=0)
         spec = level_spec(step, ramp, 0, 10.0)
-        level = run_virtual(
-            cell.engine, spec, measured=cell.draws(spec, "measured"), other=cell.draws(spec, "other")
-        )
+        level = run_virtual(cell.engine, spec, measured=cell.draws(spec, "measured"), other=cell.draws(spec, "other"))
         measured = [r for r in level.records if r.phase == "measured"]
         good += sum(is_good(r, case.slo) for r in measured)
         failed += sum(r.failure is not None for r in measured)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import msgspec
 
 from orchestrator.judge.search import Measure, SearchRules
@@ -22,6 +24,13 @@ def search_rules(plan: Plan, cell: Cell) -> SearchRules:
         confirm=ramp.confirm,
         levels=cell.workload.levels,
     )
+
+
+def level_seed(plan_seed: int, workload: str, concurrency: int, purpose: str, replicate: int) -> int:
+    """Seed of a level's request list: the same on every stack, another for every level and replicate, so that no
+    prompt comes twice to one server and no prefix cache can help."""
+    text = f"{plan_seed}/{workload}/{concurrency}/{purpose}/{replicate}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])
 
 
 def level_spec(step: Measure, ramp: Ramp, seed: int, expected_s: float) -> LevelSpec:

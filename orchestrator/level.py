@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import itertools
 import os
 from collections.abc import AsyncIterator, Iterator
 from typing import Self
 
-from orchestrator.asked import level_spec
+from orchestrator.asked import level_seed, level_spec
 from orchestrator.clock import NS_PER_S, now_ns
 from orchestrator.journal import Journal, Lines
 from orchestrator.judge.level import decided_early, judge_level
@@ -30,13 +29,6 @@ from workloads.workload import requests_sha256
 _SETTLE_S = 30.0
 _DEATH_GRACE_S = 5.0
 _CALIBRATION_TOKENS = (64, 256)
-
-
-def level_seed(plan_seed: int, workload: str, concurrency: int, purpose: str, replicate: int) -> int:
-    """Seed of a level's request list: the same on every stack, another for every level and replicate, so that no
-    prompt comes twice to one server and no prefix cache can help."""
-    text = f"{plan_seed}/{workload}/{concurrency}/{purpose}/{replicate}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])
 
 
 def auth_headers(deployment: Deployment) -> dict[str, str]:

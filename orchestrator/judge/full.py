@@ -22,14 +22,13 @@ import math
 from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
-from orchestrator.judge.bounds import Attainment, attainment_bounds, error_bounds, lower_share_bound
+from orchestrator.judge.bounds import Attainment, attainment_bounds, lower_share_bound
 from orchestrator.judge.looks import look_sizes
 from orchestrator.judge.steps import Measure, Outcome, Script, SearchRules, Step, Stop, bracket, ending
 from orchestrator.records import Purpose
 
 STEPS_DOWN = 5
 """How often an unconfirmed level is replaced by a lower one before the search gives up."""
-STEP_DOWN = 0.96
 DRIFT = math.log(1.03)
 LEAST_GROWTH, MOST_GROWTH = 1.5, 4.0
 _MOST_USE = 2.0
@@ -215,7 +214,7 @@ class _FullSearch:
         for _ in range(1 + STEPS_DOWN):
             if (yield from self._confirmed(c)):
                 return c
-            c = min(c - 1, int(STEP_DOWN * c))
+            c = min(c - 1, int(self._rules.step_down * c))
             if c < 1:
                 break
         return None
@@ -235,24 +234,23 @@ class _FullSearch:
                 return False
             if len(runs) >= rules.confirm and bounds.lower > rules.target:
                 return True
-            if len(runs) >= rules.confirm and not _could_reach(bounds, most / len(runs), rules.target, alpha):
+            if len(runs) >= rules.futile and not _could_reach(bounds, most / len(runs), rules.target, alpha):
                 return False
         return False
 
     def _errs(self, runs: Sequence[Outcome]) -> bool:
-        """S2 on all fresh runs together."""
+        """S2 on all fresh runs together, by what was observed: proof of the budget takes more requests than there are."""
         failed, offered = sum(o.failed for o in runs), sum(o.offered for o in runs)
-        return error_bounds(failed, offered, self._rules.alpha).lower > self._rules.error_budget
+        return failed > self._rules.error_budget * offered
 
     def _confirm_bad(self, c_ok: int | None) -> Generator[Measure, Outcome, bool]:
-        """The failure above c_ok once more; if it does not come again there, at the lowest level that surely failed."""
+        """The failure above c_ok once more: at the lowest level that surely failed, or at the next one."""
+        surely = sorted({o.concurrency for o in self._searched() if o.fails and o.concurrency > (c_ok or 0)})
         lowest = self._lowest_bad(c_ok)
-        if lowest is None or not self._rules.confirm:
-            return False
-        if (yield from self._fails_again(lowest)):
-            return True
-        surely = min((o.concurrency for o in self._history if o.fails and o.concurrency > lowest), default=None)
-        return surely is not None and (yield from self._fails_again(surely))
+        for c in surely[:2] or ([] if lowest is None else [lowest]):
+            if self._rules.confirm and (yield from self._fails_again(c)):
+                return True
+        return False
 
     def _fails_again(self, c: int) -> Generator[Measure, Outcome, bool]:
         rules = self._rules

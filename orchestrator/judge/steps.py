@@ -32,12 +32,12 @@ class SearchRules(Record, frozen=True, kw_only=True):
     """A searched level is looked at from this many requests ..."""
     first_look_per_user: int = 5
     """... and at least this many times c ..."""
-    last_look: int = 1600
+    last_look: int = 1000
     last_look_per_user: int = 10
     """... up to the larger of these."""
     search_alpha: float = 0.10
     """Of the looks at a searched level: they only choose where to confirm."""
-    aim: float = 0.965
+    aim: float = 0.97
     """A searched level that its last look leaves undecided holds if the observed share is at least this."""
     confirm_requests: int = 1000
     """Measured requests of a fresh run ..."""
@@ -45,10 +45,31 @@ class SearchRules(Record, frozen=True, kw_only=True):
     """... and at least this many times c."""
     most_confirm: int = 5
     """Fresh runs at one level before it is given up; they share `alpha` from the `confirm`-th on."""
-    alpha: float = 0.05
-    """Error probability of the bound of the pooled fresh runs."""
+    alpha: float = 0.02
+    """Error probability of the bound of the pooled fresh runs. Stricter than what is claimed (0.05), because the bound
+    errs more often than its alpha where neighbours share their fate, and because up to six levels may be tried."""
+    step_down: float = 0.96
+    """An unconfirmed level is replaced by this much of it."""
+    futile: int = 2
+    """Fresh runs after which a level may be given up as out of reach."""
     sentinel_requests: int = 30
     """Of a sentinel: one user, always the same list."""
+
+    @classmethod
+    def full(cls, *, precision: float, start: int, maximum: int, target: float, error_budget: float) -> SearchRules:
+        """The full method at a precision. A wider one looks less long at its steps and goes further down."""
+        wide = precision >= 0.10
+        return cls(
+            method="full",
+            start=start,
+            maximum=maximum,
+            precision=precision,
+            confirm=3,
+            target=target,
+            error_budget=error_budget,
+            last_look=600 if wide else 1000,
+            step_down=0.95 if wide else 0.96,
+        )
 
 
 class Outcome(Record, frozen=True, kw_only=True):
