@@ -1,6 +1,6 @@
 """How far the answers of the search can be trusted: many searches of simulated cards whose true break is known.
 
-    python -m benchmarks.search [--searches N] [--workers N] [--check]
+    python -m benchmarks.search [--each N] [--workers N] [--truth] [--check]
 
 Every search is the real one: its steps (`judge.search`), its levels and looks (`judge.level`), the records and figures
 that a level is judged by. Only the card is not there: `stacks.simulated` answers in virtual time. Prints the table of
@@ -9,16 +9,26 @@ targets with the seeds; `--check` exits 1 if one is missed.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import itertools
+import multiprocessing
+import statistics
+import sys
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any, NamedTuple
 
 import msgspec
+from rich.console import Console
+from rich.table import Table
 
 from orchestrator.asked import level_seed, level_spec
-from orchestrator.judge.cause import JudgedLevel
+from orchestrator.judge.cause import JudgedLevel, cause_of_break
+from orchestrator.judge.compare import log_ratio
 from orchestrator.judge.level import decided_early, judge_level
 from orchestrator.judge.looks import RunningLooks
 from orchestrator.judge.search import Measure, Outcome, SearchRules, Stop, next_step
@@ -131,7 +141,7 @@ LIMITED = (
     _case("chat", "vllm", 2000, 60, card=H100, seqs=24, limiter="the engine's limit on running requests"),
     _case("rag-2025", "tgi", 4000, 100, card=A100, seqs=16, limiter="the engine's limit on running requests"),
     _case("azure-code-2023", "vllm", 1500, 500, card=H100, limiter="prefill"),
-    _case("rag-2025", "vllm", 2000, 500, card=A100, limiter="prefill"),
+    _case("rag-2025", "vllm", 800, 500, card=A100, limiter="prefill"),
     _case("reasoning", "vllm", 10_000, 14, card=H100, context=16_384, limiter="decode (compute or memory bandwidth)"),
     _case("chat", "vllm", 10_000, 34, context=4096, limiter="decode (compute or memory bandwidth)"),
 )
@@ -218,7 +228,7 @@ TRUE_REQUESTS = 15_000
 TRUE_RUNS = 2
 
 
-class True_(NamedTuple):
+class LongRun(NamedTuple):
     """Long-run figures of a level."""
 
     attainment: float
@@ -226,7 +236,7 @@ class True_(NamedTuple):
     preemptions: float
 
 
-def true_level(case: Case, c: int) -> True_:
+def true_level(case: Case, c: int) -> LongRun:
     """Two runs of 15,000 measured requests with seeds that no search has."""
     good = failed = offered = 0
     preempted = 0.0
@@ -241,7 +251,7 @@ def true_level(case: Case, c: int) -> True_:
         failed += sum(r.failure is not None for r in measured)
         offered += len(measured)
         preempted += cell.engine.counters.preemptions * len(measured) / level.sent
-    return True_(good / offered, failed / offered, preempted / offered)
+    return LongRun(good / offered, failed / offered, preempted / offered)
 
 
 class Truth(msgspec.Struct, frozen=True):
@@ -254,14 +264,14 @@ class Truth(msgspec.Struct, frozen=True):
 
 
 def find_truth(case: Case) -> Truth:
-    known: dict[int, True_] = {}
+    known: dict[int, LongRun] = {}
 
-    def at(c: int) -> True_:
+    def at(c: int) -> LongRun:
         if c not in known:
             known[c] = true_level(case, c)
         return known[c]
 
-    def highest(holds: Callable[[True_], bool]) -> int:
+    def highest(holds: Callable[[LongRun], bool]) -> int:
         low, high = 0, 1
         while holds(at(high)):
             low, high = high, 2 * high
@@ -275,3 +285,224 @@ def find_truth(case: Case) -> Truth:
         by_slo=highest(lambda t: t.attainment >= target),
         by_all=highest(lambda t: t.attainment >= target and t.failures <= errors and t.preemptions <= 0.05),
     )
+
+
+def truths() -> dict[str, Truth]:
+    return msgspec.json.decode(TRUTH.read_bytes(), type=dict[str, Truth])
+
+
+# --- the studies ------------------------------------------------------------------------------------------------
+
+
+class Searched(NamedTuple):
+    case: str
+    seed: int
+    stop: Stop
+    sent: int
+    """Requests sent, warm-up and fillers included."""
+    measured: int
+    limiter: str
+    """The cause that is named at the break; empty where there is none."""
+
+
+def rules_for(case: Case, precision: float) -> SearchRules:
+    slo = case.slo
+    return SearchRules.full(
+        precision=precision, start=4, maximum=512, target=slo.attainment, error_budget=slo.error_budget
+    )
+
+
+def searched(
+    case: Case,
+    seed: int,
+    precision: float,
+    slowdown: Callable[[float], float] | None = None,
+    client: Client | None = None,
+) -> Searched:
+    cell = VirtualCell(case, seed, slowdown=slowdown, client=client)
+    stop = cell.search(rules_for(case, precision))
+    measured = sum(stats.offered for _, stats, _ in cell.levels)
+    return Searched(case.id, seed, stop, cell.sent, measured, _limiter(cell.levels, stop))
+
+
+def _limiter(levels: list[JudgedLevel], stop: Stop) -> str:
+    broke = [level for level in levels if level[0].spec.concurrency == stop.c_bad and level[2].verdict == "FAIL"]
+    return cause_of_break(broke[-1], levels).limiter if broke else ""
+
+
+def plain(job: tuple[int, int, float]) -> Searched:
+    number, seed, precision = job
+    return searched(CASES[number], seed, precision)
+
+
+def limited(job: tuple[int, int]) -> Searched:
+    number, seed = job
+    return searched(LIMITED[number], seed, 0.10)
+
+
+CLIENTS = (0, 2, 4)
+"""Cases under an invalid client and on a drifting card: one a limiter."""
+
+
+def with_a_slow_client(seed: int) -> Searched:
+    """A client that is late above a concurrency below the break, by up to ten times what the limits allow."""
+    random = Random(seed)
+    case = CASES[CLIENTS[seed % len(CLIENTS)]]
+    keeps_up, late_s = random.randint(6, 30), random.uniform(0.05, 1.0) * (case.slo.ttft_ms or 0) / 1000
+    return searched(case, seed, 0.10, client=Client(lambda c: 0.0 if c <= keeps_up else late_s))
+
+
+def on_a_drifting_card(seed: int) -> Searched:
+    """A card that gets slower by 6 to 40 %, at once or over an hour, at some time in the search, and stays slower."""
+    random = Random(seed)
+    case = CASES[CLIENTS[seed % len(CLIENTS)]]
+    start_s, over_s, by = random.uniform(0, 1800), random.choice([1.0, 3600.0]), random.uniform(0.06, 0.40)
+    return searched(case, seed, 0.10, lambda t: 1 + by * min(1.0, max(0.0, (t - start_s) / over_s)))
+
+
+PAIRS = 5
+
+
+def same_against_same(seed: int) -> bool:
+    """Whether B is called slower than A though both are the same: five pairs on the same lists, other noise."""
+    case = CASES[seed % len(CASES)]
+    rates = [[_rate(case, seed * PAIRS + pair, noise) for pair in range(PAIRS)] for noise in (0, 1)]
+    return log_ratio(rates[0], rates[1]).upper < 1
+
+
+def _rate(case: Case, lists: int, noise: int) -> float:
+    cell = VirtualCell(case, lists)
+    cell.engine = card_of(case).engine(2 * lists + noise + 1)
+    step = Measure(concurrency=12, purpose="load", replicate=0)
+    spec = level_spec(step, Ramp(requests=200, min_seconds=0.0, max_seconds=1e9), 0, 5.0)
+    level = run_virtual(cell.engine, spec, measured=cell.draws(spec, "measured"), other=cell.draws(spec, "other"))
+    return level_stats(level.run, level.records, level.samples, case.slo).output_tokens_per_s or 0.0
+
+
+# --- the table --------------------------------------------------------------------------------------------------
+
+
+class Line(NamedTuple):
+    name: str
+    reached: str
+    of: str
+    target: str
+    met: bool
+
+
+def search_lines(found: list[Searched], truth: dict[str, Truth], precision: float, most: int) -> Iterator[Line]:
+    n = len(found)
+    unsafe = [s for s in found if (s.stop.c_ok or 0) > truth[s.case].by_slo]
+    ratio = statistics.median((s.stop.c_ok or 0) / truth[s.case].by_slo for s in found)
+    sent, measured = (statistics.median(getattr(s, name) for s in found) for name in ("sent", "measured"))
+    at = f"at {precision:.0%}"
+    share = len(unsafe) / n
+    yield Line(f"unsafe c_ok {at}", f"{share:.2%} ({len(unsafe)})", f"{n} searches", "<= 1 %", share <= 0.01)
+    yield Line(f"median c_ok / true break {at}", f"{ratio:.3f}", f"{n} searches", ">= 0.92", ratio >= 0.92)
+    yield Line(f"median requests {at}, all sent", f"{sent:,.0f}", f"{n} searches", f"<= {most:,}", sent <= most)
+    yield Line(f"median requests {at}, measured", f"{measured:,.0f}", f"{n} searches", "", True)
+
+
+def called_a_break(found: list[Searched]) -> int:
+    """Searches that state a confirmed break though nothing was known of the card."""
+    return sum(s.stop.confirmed_bad for s in found)
+
+
+def case_table(found: list[Searched], truth: dict[str, Truth], precision: float) -> Table:
+    columns = ("case", "true break", "median c_ok", "median requests", "no answer", "break confirmed", "unsafe seeds")
+    table = Table(*columns, title=f"By case, precision {precision:.0%}")
+    for case in CASES:
+        rows = [s for s in found if s.case == case.id]
+        if not rows:
+            continue
+        true = truth[case.id].by_slo
+        unsafe = ", ".join(f"{s.seed}: {s.stop.c_ok}" for s in rows if (s.stop.c_ok or 0) > true)
+        table.add_row(
+            case.id,
+            str(true),
+            f"{statistics.median(s.stop.c_ok or 0 for s in rows):.0f}",
+            f"{statistics.median(s.sent for s in rows):,.0f}",
+            str(sum(s.stop.c_ok is None for s in rows)),
+            f"{sum(s.stop.confirmed_bad for s in rows)}/{len(rows)}",
+            unsafe,
+        )
+    return table
+
+
+Mapper = Callable[..., Any]
+
+
+def _seeds(count: int, study: int) -> range:
+    """Seeds that no other study has."""
+    return range(SEED + 1_000_000 * study, SEED + 1_000_000 * study + count)
+
+
+def limiter_lines(seeds: int, run: Mapper, console: Console) -> Iterator[Line]:
+    jobs = [(number, seed) for seed in _seeds(seeds, 4) for number in range(len(LIMITED))]
+    found = list(zip(run(limited, jobs), jobs, strict=True))
+    for number, case in enumerate(LIMITED):
+        named = Counter(s.limiter or "no break" for s, (n, _) in found if n == number)
+        console.print(f"{case.id}, limited by {case.limiter}: {dict(named)}")
+    share = sum(s.limiter == LIMITED[number].limiter for s, (number, _) in found) / len(jobs)
+    yield Line("the right limiter named", f"{share:.1%}", f"{len(jobs)} searches", ">= 95 %", share >= 0.95)
+
+
+def studies(each: int, small: int, comparisons: int, run: Mapper, console: Console) -> Iterator[Line]:
+    truth = truths()
+    for study, (precision, most, seeds) in enumerate(((0.05, 20_000, each), (0.10, 10_000, max(1, each // 2)))):
+        jobs = [(number, seed, precision) for seed in _seeds(seeds, study) for number in range(len(CASES))]
+        found = run(plain, jobs)
+        console.print(case_table(found, truth, precision))
+        yield from search_lines(found, truth, precision, most)
+    for name, study, function in (
+        ("an invalid client called a break", 2, with_a_slow_client),
+        ("a drifting card called a break", 3, on_a_drifting_card),
+    ):
+        found = run(function, list(_seeds(small, study)))
+        wrong = called_a_break(found)
+        yield Line(name, str(wrong), f"{small} searches", "0", wrong == 0)
+    yield from limiter_lines(max(1, small // len(LIMITED)), run, console)
+    slower = sum(run(same_against_same, list(_seeds(comparisons, 5))))
+    share = slower / comparisons
+    yield Line(
+        '"slower" of A against A', f"{share:.2%} ({slower})", f"{comparisons} of {PAIRS} pairs", "<= 6 %", share <= 0.06
+    )
+
+
+def print_table(lines: list[Line], console: Console) -> None:
+    table = Table("row", "reached", "of", "target", "met", title=f"Searches of the simulated card (seed {SEED})")
+    for line in lines:
+        table.add_row(*line[:4], "" if not line.target else "yes" if line.met else "NO")
+    console.print(table)
+
+
+def make_truth(run: Mapper) -> None:
+    found = run(find_truth, list(CASES))
+    table = {case.id: truth for case, truth in zip(CASES, found, strict=True)}
+    TRUTH.write_bytes(msgspec.json.format(msgspec.json.encode(table)) + b"\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--each", type=int, default=24, help="searches of each of the 18 cases at 5 %%, half at 10 %%")
+    parser.add_argument("--small", type=int, default=100, help="searches of each of the other studies")
+    parser.add_argument("--comparisons", type=int, default=400)
+    parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count())
+    parser.add_argument("--truth", action="store_true", help="find the true breaks anew and write them down")
+    parser.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
+    options = parser.parse_args()
+    console = Console(width=140)
+    started_s = time.perf_counter()
+    with multiprocessing.Pool(options.workers) as pool:
+        run = functools.partial(pool.map, chunksize=1)
+        if options.truth:
+            make_truth(run)
+        lines = list(studies(options.each, options.small, options.comparisons, run, console))
+    print_table(lines, console)
+    console.print(f"{time.perf_counter() - started_s:.0f} s")
+    if options.check and not all(line.met for line in lines):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

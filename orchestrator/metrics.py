@@ -309,12 +309,13 @@ class _Engine(NamedTuple):
     kv_use_mean: float | None
     kv_use_max: float | None
     running_mean: float | None
+    running_max: float | None
     waiting_mean: float | None
 
 
 def _engine(samples: Sequence[Sample], window: Window | None) -> _Engine:
     if window is None:
-        return _Engine(None, None, None, None, None)
+        return _Engine(None, None, None, None, None, None)
     kv, running, waiting = (
         Series.of(samples, "engine", name).within(window).values for name in ("kv_use", "running", "waiting")
     )
@@ -323,6 +324,7 @@ def _engine(samples: Sequence[Sample], window: Window | None) -> _Engine:
         kv_use_mean=_mean(kv),
         kv_use_max=float(kv.max()) if len(kv) else None,
         running_mean=_mean(running),
+        running_max=float(running.max()) if len(running) else None,
         waiting_mean=_mean(waiting),
     )
 

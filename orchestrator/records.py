@@ -238,6 +238,7 @@ class LevelStats(Record, frozen=True, kw_only=True):
     kv_use_mean: float | None = None
     kv_use_max: float | None = None
     running_mean: float | None = None
+    running_max: float | None = None
     waiting_mean: float | None = None
     memory_peak_bytes: int | None = None
     """Largest memory of the server seen during the level: GPU memory, else container memory, else PSS of its tree."""

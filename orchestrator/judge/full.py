@@ -239,16 +239,21 @@ class _FullSearch:
         return False
 
     def _errs(self, runs: Sequence[Outcome]) -> bool:
-        """S2 on all fresh runs together, by what was observed: proof of the budget takes more requests than there are."""
+        """S2 on all fresh runs together, by what was observed: to prove the budget takes more requests than these."""
         failed, offered = sum(o.failed for o in runs), sum(o.offered for o in runs)
         return failed > self._rules.error_budget * offered
 
     def _confirm_bad(self, c_ok: int | None) -> Generator[Measure, Outcome, bool]:
-        """The failure above c_ok once more: at the lowest level that surely failed, or at the next one."""
-        surely = sorted({o.concurrency for o in self._searched() if o.fails and o.concurrency > (c_ok or 0)})
+        """The failure above c_ok once more: at the lowest level that surely failed or the next; where none did, from
+        the lowest that did not hold upwards."""
+        rules = self._rules
+        candidates = self._surely_bad(c_ok)[:2]
         lowest = self._lowest_bad(c_ok)
-        for c in surely[:2] or ([] if lowest is None else [lowest]):
-            if self._rules.confirm and (yield from self._fails_again(c)):
+        if not candidates and lowest is not None:
+            steps = (math.ceil(lowest * (1 + rules.precision) ** step) for step in range(3))
+            candidates = sorted({min(c, rules.maximum) for c in steps})
+        for c in candidates if rules.confirm else ():
+            if (yield from self._fails_again(c)):
                 return True
         return False
 
@@ -274,10 +279,15 @@ class _FullSearch:
         )
         return min(bad, default=None)
 
+    def _surely_bad(self, c_ok: int | None) -> list[int]:
+        """The levels above c_ok that failed by their bounds, or hard."""
+        return sorted({o.concurrency for o in self._searched() if o.fails and o.concurrency > (c_ok or 0)})
+
     def _stop(self, c_ok: int | None, *, confirmed_bad: bool = False, why: str = "") -> Stop:
         history = self._searched()
         proven = [o.concurrency for o in history if o.purpose == "confirm-break" and o.fails]
-        c_bad = proven[-1] if confirmed_bad else self._lowest_bad(c_ok)
+        surely = proven[-1:] if confirmed_bad else self._surely_bad(c_ok)
+        c_bad = surely[0] if surely else self._lowest_bad(c_ok)
         drifted = self._drifted()
         if drifted:
             why = "The sentinel moved by more than 3 %: the machine drifted while it was measured."
