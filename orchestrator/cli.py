@@ -25,6 +25,7 @@ COMMANDS = {
     "demo": _Entry("orchestrator.commands.demo", "demo", "The main job on real llama.cpp, here, in minutes."),
     "run": _Entry("orchestrator.commands.run", "run", "Measure what a plan asks for; find where it breaks; report."),
     "size": _Entry("orchestrator.commands.size", "size", "Predict the memory bill before a card is rented."),
+    "simulate": _Entry("orchestrator.commands.simulate", "simulate", "A card that is not there, over real HTTP."),
     "report": _Entry("orchestrator.commands.report", "report", "Build the HTML report of a run again."),
     "show": _Entry("orchestrator.commands.show", "show", "A run's results in the terminal."),
     "doctor": _Entry("orchestrator.commands.doctor", "doctor", "What this machine can do, with remedies."),

@@ -164,10 +164,11 @@ class Engine:
     def waiting(self) -> int:
         return len(self._waiting)
 
-    @property
-    def decoding(self) -> list[Sequence]:
-        """The sequences that get a token in the next decode step."""
-        return [s for s in self._running.values() if s.ends_at_step >= 0]
+    def made(self, sequence: Sequence) -> int:
+        """Output tokens of a sequence so far."""
+        if sequence.ends_at_step < 0:
+            return sequence.generated
+        return sequence.output_tokens - (sequence.ends_at_step - self._step)
 
     @property
     def idle(self) -> bool:
