@@ -1,10 +1,11 @@
 """How far the answers of the search can be trusted: many searches of simulated cards whose true break is known.
 
-    python -m benchmarks.search [--each N] [--workers N] [--truth] [--check]
+    python -m benchmarks.search [--each N] [--workers N] [--results FILE] [--truth] [--check]
 
 Every search is the real one: its steps (`judge.search`), its levels and looks (`judge.level`), the records and figures
 that a level is judged by. Only the card is not there: `stacks.simulated` answers in virtual time. Prints the table of
-targets with the seeds; `--check` exits 1 if one is missed.
+targets with the seeds; `--check` exits 1 if one is missed. Results are kept in a file, so that a study can be
+interrupted and enlarged; delete it after a change of the rules.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import functools
 import itertools
 import multiprocessing
+import multiprocessing.pool
 import statistics
 import sys
 import time
@@ -20,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from rich.console import Console
@@ -46,6 +48,7 @@ from workloads.presets import preset
 from workloads.synthetic import synthetic
 from workloads.workload import Workload
 
+Answer = TypeVar("Answer")
 TRUTH = Path(__file__).with_name("search-truth.json")
 """The true breaks, found once with very long levels; made again with `--truth`."""
 SEED = 20261125
@@ -429,7 +432,33 @@ def case_table(found: list[Searched], truth: dict[str, Truth], precision: float)
     return table
 
 
-Mapper = Callable[..., Any]
+class Results:
+    """What was computed, kept in a file as it comes: an interrupted study goes on where it was."""
+
+    def __init__(self, path: Path, pool: multiprocessing.pool.Pool) -> None:
+        self._path, self._pool = path, pool
+        self._known: dict[str, Any] = {}
+        if path.exists():
+            for line in path.read_bytes().splitlines():
+                key, value = msgspec.json.decode(line)
+                self._known[key] = value
+
+    def map(self, function: Callable[[Any], Answer], jobs: list[Any], kind: type[Answer]) -> list[Answer]:
+        """The function's answer to every job, in their order. `kind` is the type of an answer."""
+        keys = [f"{function.__name__} {job}" for job in jobs]
+        missing = [(key, function, job) for key, job in zip(keys, jobs, strict=True) if key not in self._known]
+        with self._path.open("ab") as file:
+            for key, value in self._pool.imap_unordered(_answer, missing):
+                line = msgspec.json.encode((key, value))
+                file.write(line + b"\n")
+                file.flush()
+                self._known[key] = msgspec.json.decode(line)[1]
+        return [msgspec.convert(self._known[key], kind) for key in keys]
+
+
+def _answer(job: tuple[str, Callable[[Any], Any], Any]) -> tuple[str, Any]:
+    key, function, argument = job
+    return key, function(argument)
 
 
 def _seeds(count: int, study: int) -> range:
@@ -437,9 +466,9 @@ def _seeds(count: int, study: int) -> range:
     return range(SEED + 1_000_000 * study, SEED + 1_000_000 * study + count)
 
 
-def limiter_lines(seeds: int, run: Mapper, console: Console) -> Iterator[Line]:
+def limiter_lines(seeds: int, results: Results, console: Console) -> Iterator[Line]:
     jobs = [(number, seed) for seed in _seeds(seeds, 4) for number in range(len(LIMITED))]
-    found = list(zip(run(limited, jobs), jobs, strict=True))
+    found = list(zip(results.map(limited, jobs, Searched), jobs, strict=True))
     for number, case in enumerate(LIMITED):
         named = Counter(s.limiter or "no break" for s, (n, _) in found if n == number)
         console.print(f"{case.id}, limited by {case.limiter}: {dict(named)}")
@@ -447,22 +476,22 @@ def limiter_lines(seeds: int, run: Mapper, console: Console) -> Iterator[Line]:
     yield Line("the right limiter named", f"{share:.1%}", f"{len(jobs)} searches", ">= 95 %", share >= 0.95)
 
 
-def studies(each: int, small: int, comparisons: int, run: Mapper, console: Console) -> Iterator[Line]:
+def studies(each: int, small: int, comparisons: int, results: Results, console: Console) -> Iterator[Line]:
     truth = truths()
     for study, (precision, most, seeds) in enumerate(((0.05, 20_000, each), (0.10, 10_000, max(1, each // 2)))):
         jobs = [(number, seed, precision) for seed in _seeds(seeds, study) for number in range(len(CASES))]
-        found = run(plain, jobs)
+        found = results.map(plain, jobs, Searched)
         console.print(case_table(found, truth, precision))
         yield from search_lines(found, truth, precision, most)
     for name, study, function in (
         ("an invalid client called a break", 2, with_a_slow_client),
         ("a drifting card called a break", 3, on_a_drifting_card),
     ):
-        found = run(function, list(_seeds(small, study)))
+        found = results.map(function, list(_seeds(small, study)), Searched)
         wrong = called_a_break(found)
         yield Line(name, str(wrong), f"{small} searches", "0", wrong == 0)
-    yield from limiter_lines(max(1, small // len(LIMITED)), run, console)
-    slower = sum(run(same_against_same, list(_seeds(comparisons, 5))))
+    yield from limiter_lines(max(1, small // len(LIMITED)), results, console)
+    slower = sum(results.map(same_against_same, list(_seeds(comparisons, 5)), bool))
     share = slower / comparisons
     yield Line(
         '"slower" of A against A', f"{share:.2%} ({slower})", f"{comparisons} of {PAIRS} pairs", "<= 6 %", share <= 0.06
@@ -476,8 +505,8 @@ def print_table(lines: list[Line], console: Console) -> None:
     console.print(table)
 
 
-def make_truth(run: Mapper) -> None:
-    found = run(find_truth, list(CASES))
+def make_truth(pool: multiprocessing.pool.Pool) -> None:
+    found = pool.map(find_truth, CASES, chunksize=1)
     table = {case.id: truth for case, truth in zip(CASES, found, strict=True)}
     TRUTH.write_bytes(msgspec.json.format(msgspec.json.encode(table)) + b"\n")
 
@@ -487,6 +516,8 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=24, help="searches of each of the 18 cases at 5 %%, half at 10 %%")
     parser.add_argument("--small", type=int, default=100, help="searches of each of the other studies")
     parser.add_argument("--comparisons", type=int, default=400)
+    kept = Path(".bench-search.jsonl")
+    parser.add_argument("--results", type=Path, default=kept, help="file of single results; those in it are kept")
     parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count())
     parser.add_argument("--truth", action="store_true", help="find the true breaks anew and write them down")
     parser.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
@@ -494,10 +525,10 @@ def main() -> None:
     console = Console(width=140)
     started_s = time.perf_counter()
     with multiprocessing.Pool(options.workers) as pool:
-        run = functools.partial(pool.map, chunksize=1)
         if options.truth:
-            make_truth(run)
-        lines = list(studies(options.each, options.small, options.comparisons, run, console))
+            make_truth(pool)
+        results = Results(options.results, pool)
+        lines = list(studies(options.each, options.small, options.comparisons, results, console))
     print_table(lines, console)
     console.print(f"{time.perf_counter() - started_s:.0f} s")
     if options.check and not all(line.met for line in lines):

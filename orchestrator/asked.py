@@ -16,6 +16,14 @@ from stacks.catalog import stack as stack_named
 def search_rules(plan: Plan, cell: Cell) -> SearchRules:
     """The search of a cell, from the plan alone."""
     ramp = plan.ramp
+    if ramp.method == "full" and not cell.workload.levels:
+        return SearchRules.full(
+            precision=ramp.precision,
+            start=ramp.start,
+            maximum=ramp.max,
+            target=plan.slo.attainment,
+            error_budget=plan.slo.error_budget,
+        )
     return SearchRules(
         start=ramp.start,
         maximum=ramp.max,
