@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test lint format bench-memory bench-search build clean
+.PHONY: demo test lint format bench-memory bench-search bench-simulated build clean
 
 demo: $(VENV)/.demo            ## the main job on this machine: real llama.cpp, three weight formats, a report
 	$(BIN)/loadproof demo $(ARGS)
@@ -28,6 +28,9 @@ bench-memory: $(VENV)/.dev     ## the predicted memory bill against public measu
 
 bench-search: $(VENV)/.dev     ## the search on simulated cards whose true break is known
 	$(BIN)/python -m benchmarks.search $(ARGS)
+
+bench-simulated: $(VENV)/.dev  ## the simulated card against public measurements
+	$(BIN)/python -m benchmarks.simulated $(ARGS)
 
 build: $(VENV)/.dev            ## wheel and sdist into dist/
 	$(BIN)/python -m build
