@@ -11,8 +11,9 @@
   the target (alpha shared by the runs that may come). A level is given up for a lower one when its pooled share falls
   under the target, or when even all the runs that may come would not prove it if they were like those so far.
 * Sentinels: the same list by one user, at the beginning, after the bracket and at the end. If the median TPOT or the
-  throughput moved by more than 3 %, the machine drifted: everything is measured once more; then it is said. (One user,
-  because the requests of several meet differently each time: with short answers that alone moved TPOT by over 3 %.)
+  throughput moved by more than 3 %, the machine drifted: everything is measured once more, and if it drifts again then
+  nothing is confirmed, whatever was found. (One user, because the requests of several meet differently each time: with
+  short answers that alone moved TPOT by over 3 %.)
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ Asking = Generator[Measure, Outcome, Step]
 def full_search(rules: SearchRules) -> Script:
     """The search as a script: yields the levels it wants, is sent their outcomes, returns how it ended."""
     search = _FullSearch(rules)
-    stop = yield from search.once()
+    stop = yield from search.once(again=False)
     if stop.drifted:
         search.forget()
-        stop = yield from search.once()
+        stop = yield from search.once(again=True)
     return stop
 
 
@@ -84,11 +85,12 @@ class _FullSearch:
         """Begin anew; only the numbers of the replicates go on."""
         self._history, self._sentinels = [], []
 
-    def once(self) -> Script:
+    def once(self, *, again: bool) -> Script:
+        """The whole search; the first time it ends where a drift is noticed, since everything is measured anew then."""
         yield from self._sentinel()
         low, high = yield from self._bracket()
         yield from self._sentinel()
-        if self._drifted():
+        if self._drifted() and not again:
             return self._stop(None)
         if high is not None:
             low = yield from self._narrow(low, high)
@@ -290,7 +292,8 @@ class _FullSearch:
         c_bad = surely[0] if surely else self._lowest_bad(c_ok)
         drifted = self._drifted()
         if drifted:
-            why = "The sentinel moved by more than 3 %: the machine drifted while it was measured."
+            held = "no level was confirmed" if c_ok is None else f"{c_ok} held all the same"
+            why = f"The machine drifted while it was measured (the sentinel moved by over 3 %); {held}."
         return Stop(
             c_ok=c_ok,
             c_bad=c_bad,
