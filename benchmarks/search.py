@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
+import math
 import multiprocessing
 import multiprocessing.pool
 import statistics
@@ -355,12 +356,22 @@ def with_a_slow_client(seed: int) -> Searched:
     return searched(case, seed, 0.10, client=Client(lambda c: 0.0 if c <= keeps_up else late_s))
 
 
-def on_a_drifting_card(seed: int) -> Searched:
-    """A card that gets slower by 6 to 40 %, at once or over an hour, at some time in the search, and stays slower."""
+def on_a_card_that_keeps_drifting(seed: int) -> Searched:
+    """A card whose steps get slower by 6 to 40 % an hour, or slower and faster again in cycles of 20 to 90 minutes.
+
+    One that got slower once and stays so is another card, and the second ladder says what that one holds.
+    """
     random = Random(seed)
     case = CASES[CLIENTS[seed % len(CLIENTS)]]
-    start_s, over_s, by = random.uniform(0, 1800), random.choice([1.0, 3600.0]), random.uniform(0.06, 0.40)
-    return searched(case, seed, 0.10, lambda t: 1 + by * min(1.0, max(0.0, (t - start_s) / over_s)))
+    by, period_s = random.uniform(0.06, 0.40), random.uniform(1200, 5400)
+    cyclic = random.random() < 0.5
+
+    def slowdown(now_s: float) -> float:
+        if not cyclic:
+            return 1 + by * now_s / 3600
+        return 1 + by * (0.5 - 0.5 * math.cos(2 * math.pi * now_s / period_s))
+
+    return searched(case, seed, 0.10, slowdown)
 
 
 PAIRS = 5
@@ -485,7 +496,7 @@ def studies(each: int, small: int, comparisons: int, results: Results, console: 
         yield from search_lines(found, truth, precision, most)
     for name, study, function in (
         ("an invalid client called a break", 2, with_a_slow_client),
-        ("a drifting card called a break", 3, on_a_drifting_card),
+        ("a drifting card called a break", 3, on_a_card_that_keeps_drifting),
     ):
         found = results.map(function, list(_seeds(small, study)), Searched)
         wrong = called_a_break(found)
