@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STACKS ?= llamacpp vllm transformers sglang
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test test-stacks lint format bench-memory bench-client bench-report build clean
+.PHONY: demo test test-stacks lint format bench-memory bench-client bench-report bench-search bench-simulated build clean
 
 demo: $(VENV)/.demo            ## the main job on this machine: real llama.cpp, three weight formats, a report
 	$(BIN)/loadproof demo $(ARGS)
@@ -36,6 +36,12 @@ bench-client: $(VENV)/.dev     ## how true and how light the client is, against 
 
 bench-report: $(VENV)/.dev     ## time and memory of the report of a large run: 40 cells, 100,000 requests
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.report $(ARGS)
+
+bench-search: $(VENV)/.dev     ## the search on simulated cards whose true break is known
+	$(BIN)/python -m benchmarks.search $(ARGS)
+
+bench-simulated: $(VENV)/.dev  ## the simulated card against public measurements
+	$(BIN)/python -m benchmarks.simulated $(ARGS)
 
 build: $(VENV)/.dev            ## wheel and sdist into dist/
 	$(BIN)/python -m build

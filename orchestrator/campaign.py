@@ -50,13 +50,7 @@ from stacks.catalog import stack as stack_named
 def outcomes(events: Sequence[AnyEvent], cell: str) -> list[Outcome]:
     """What the search has learnt of a cell so far, in the order of its commits."""
     return [
-        Outcome(
-            concurrency=event.run.spec.concurrency,
-            purpose=event.run.spec.purpose,
-            valid=event.verdict.valid,
-            verdict=event.verdict.verdict,
-            hard_break=event.verdict.hard_break,
-        )
+        Outcome.of(event.run, event.stats, event.verdict)
         for event in events
         if isinstance(event, LevelCommitted) and event.cell == cell
     ]

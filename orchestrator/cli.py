@@ -26,6 +26,7 @@ COMMANDS = {
     "run": _Entry("orchestrator.commands.run", "run", "Measure what a plan asks for; find where it breaks; report."),
     "load": _Entry("orchestrator.commands.load", "load", "Load any endpoint at one level; the times it answers in."),
     "size": _Entry("orchestrator.commands.size", "size", "Predict the memory bill before a card is rented."),
+    "simulate": _Entry("orchestrator.commands.simulate", "simulate", "A card that is not there, over real HTTP."),
     "report": _Entry("orchestrator.commands.report", "report", "Build the HTML report of a run again."),
     "show": _Entry("orchestrator.commands.show", "show", "A run's results in the terminal."),
     "check": _Entry("orchestrator.commands.check", "check", "The gate: exit 0 signed, 1 refused, 6 not yet known."),

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import itertools
 from collections.abc import AsyncIterator, Iterator
-from typing import Self
+from typing import Any, Self
 
+import msgspec
+
+from orchestrator.asked import level_seed, level_spec
 from orchestrator.clock import NS_PER_S, now_ns
 from orchestrator.journal import Journal, Lines
 from orchestrator.judge.level import decided_early, judge_level
+from orchestrator.judge.looks import RunningLooks
 from orchestrator.judge.search import Measure
 from orchestrator.launch.environment import secret_values
 from orchestrator.launch.external import bearer
@@ -22,7 +25,7 @@ from orchestrator.load.wire import RequestLimits, Sender
 from orchestrator.metrics import is_good, level_stats
 from orchestrator.plan import Cell, Plan
 from orchestrator.progress import Progress
-from orchestrator.records import LevelCommitted, LevelSpec, Request, RequestRecord, Sample, ServerFailure
+from orchestrator.records import LevelCommitted, LevelSpec, Phase, Request, RequestRecord, Sample, ServerFailure
 from orchestrator.watch.watch import watching
 from stacks.base import Stack, Wire
 from workloads.text import PromptMaker
@@ -31,13 +34,6 @@ from workloads.workload import requests_sha256
 _SETTLE_S = 30.0
 _DEATH_GRACE_S = 5.0
 _CALIBRATION_TOKENS = (64, 256)
-
-
-def level_seed(plan_seed: int, workload: str, concurrency: int, purpose: str, replicate: int) -> int:
-    """Seed of a level's request list: the same on every stack, another for every level and replicate, so that no
-    prompt comes twice to one server and no prefix cache can help."""
-    text = f"{plan_seed}/{workload}/{concurrency}/{purpose}/{replicate}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])
 
 
 def memory_of(sample: Sample) -> float | None:
@@ -111,23 +107,8 @@ class Bench:
         The n-th level at a concurrency asks the same list on every stack, however the searches came there: that makes
         pairs for a comparison.
         """
-        ramp = self._plan.ramp
-        concurrency = step.concurrency
-        expected = self._expected_e2e_s(concurrency)
-        ramp_seconds = max(2 * expected, 10.0) if ramp.ramp_seconds is None else ramp.ramp_seconds
-        return LevelSpec(
-            concurrency=concurrency,
-            purpose=step.purpose,
-            seed=level_seed(self._plan.seed, self._cell.workload.name, concurrency, "level", step.replicate),
-            requests=-(-max(ramp.requests, ramp.requests_per_user * concurrency) // 10) * 10,
-            min_seconds=ramp.min_seconds,
-            max_seconds=ramp.max_seconds,
-            ramp_seconds=0.0 if concurrency == 1 else ramp_seconds,
-            warmup_generations=ramp.warmup_generations,
-            warmup_seconds=min(2 * expected, ramp.max_seconds / 4),
-            filler_seconds=max(3 * expected, ramp.filler_seconds),
-            deadline_seconds=ramp.deadline_seconds,
-        )
+        seed = level_seed(self._plan.seed, self._cell.workload.name, step.concurrency, "level", step.replicate)
+        return level_spec(step, self._plan.ramp, seed, self._expected_e2e_s(step.concurrency))
 
     def expected_seconds(self, spec: LevelSpec) -> float:
         """How long a level will take, for the display."""
@@ -150,17 +131,30 @@ class Bench:
             records.append(record)
             self._progress.record(record)
 
+        slo = self._plan.slo
+        looks = RunningLooks(spec.looks, slo.attainment, spec.alpha)
+        first: int | None = None
+
+        async def send(request: Request, *, seq: int, phase: Phase, **more: Any) -> RequestRecord:
+            nonlocal first
+            if phase == "measured" and first is None:
+                first = seq  # measured requests are issued one after another: the place of each follows
+            return await self._sender.send(request, seq=seq, phase=phase, **more)
+
         def stop_early(record: RequestRecord) -> str | None:
             nonlocal bad
-            bad += not is_good(record, self._plan.slo)
-            return decided_early(bad, spec.requests, self._plan.slo)
+            if spec.purpose == "sentinel":
+                return None
+            good = is_good(record, slo)
+            bad += not good
+            return looks.add(record.seq - (first or 0), good=good) or decided_early(bad, spec.requests, slo)
 
         with _abort_on(died) as abort:
             run = await run_closed(
                 spec,
                 measured=_remember(self._draws(spec, "measured"), demanded),
                 other=self._draws(spec, "other"),
-                send=self._sender.send,
+                send=send,
                 prepare=self._sender.prepare,
                 on_record=on_record,
                 stop_early=stop_early,
@@ -192,9 +186,13 @@ class Bench:
         """Stratified draws of the level's size, one after another, each with a seed of its own."""
         workload = self._plan.workload(self._cell)
         context = self._cell.workload.context_tokens
+        # A sentinel asks the same lengths each time, of prompts that no cache has seen.
+        sentinel = spec.purpose == "sentinel"
         for number in itertools.count():
-            seed = level_seed(spec.seed, self._cell.workload.name, spec.concurrency, part, number)
-            yield from workload.draw(seed, spec.requests, context)
+            base = self._plan.seed if sentinel else spec.seed
+            seed = level_seed(base, self._cell.workload.name, spec.concurrency, part, number)
+            for request in workload.draw(seed, spec.requests, context):
+                yield _reseeded(request, spec.seed) if sentinel else request
 
     async def _hard_break(self, records: list[RequestRecord], died: asyncio.Task[ServerFailure]) -> str | None:
         """Class of the server's death, if it died; refused or reset connections get it a moment to be noticed."""
@@ -223,6 +221,11 @@ class Bench:
         self._sampled.set()
         if (memory := memory_of(sample)) is not None:
             self._progress.memory(sample.source, memory)
+
+
+def _reseeded(request: Request, seed: int) -> Request:
+    """The same lengths with another prompt."""
+    return msgspec.structs.replace(request, prompt_seed=request.prompt_seed ^ seed)
 
 
 def _remember(requests: Iterator[Request], into: list[Request]) -> Iterator[Request]:

@@ -106,6 +106,21 @@ def is_good(r: RequestRecord, slo: Slo, *, from_due: bool = False) -> bool:
     return not broken_limits(r, slo, from_due=from_due)
 
 
+def slo_use(r: RequestRecord, slo: Slo, *, from_due: bool = False) -> float:
+    """What a request used of its tightest limit, 1 = all of it; +inf if it failed or a value cannot be told."""
+    if r.failure is not None:
+        return INF
+    tpot = 0.0 if r.out_tokens is not None and r.out_tokens < 2 else tpot_ns(r)
+    values: tuple[tuple[float | None, float | None], ...] = (
+        (slo.ttft_ms, ttft_due_ns(r) if from_due else ttft_ns(r)),
+        (slo.tpot_ms, tpot),
+        (slo.gap_ms, None if slo.gap_ms is None else largest_gap_ns(r)),
+        (slo.e2e_ms, e2e_due_ns(r) if from_due else e2e_ns(r)),
+    )
+    shares = (INF if ns is None else ns / (limit_ms * NS_PER_MS) for limit_ms, ns in values if limit_ms is not None)
+    return max(shares, default=0.0)
+
+
 # --- many requests ----------------------------------------------------------------------------------------------
 
 
@@ -322,12 +337,13 @@ class _Engine(NamedTuple):
     kv_use_mean: float | None
     kv_use_max: float | None
     running_mean: float | None
+    running_max: float | None
     waiting_mean: float | None
 
 
 def _engine(samples: Sequence[Sample], window: Window | None) -> _Engine:
     if window is None:
-        return _Engine(None, None, None, None, None)
+        return _Engine(None, None, None, None, None, None)
     kv, running, waiting = (
         Series.of(samples, "engine", name).within(window).values for name in ("kv_use", "running", "waiting")
     )
@@ -336,6 +352,7 @@ def _engine(samples: Sequence[Sample], window: Window | None) -> _Engine:
         kv_use_mean=_mean(kv),
         kv_use_max=float(kv.max()) if len(kv) else None,
         running_mean=_mean(running),
+        running_max=float(running.max()) if len(running) else None,
         waiting_mean=_mean(waiting),
     )
 
@@ -390,6 +407,7 @@ def level_stats(
         failed=failures.total(),
         failures=dict(sorted(failures.items())),
         attainment=good / len(measured) if measured else 0.0,
+        slo_use=_use_at_target(measured, slo, from_due=from_due),
         ttft_ms=percentiles(ttft_values_ms(measured, from_due=from_due)),
         tpot_ms=percentiles(tpot_values_ms(measured)),
         itl_ms=percentiles(_inter_token_ms(measured)),
@@ -410,6 +428,14 @@ def level_stats(
         memory_source=memory[1] if memory else None,
         **engine._asdict(),
     )
+
+
+def _use_at_target(measured: Sequence[RequestRecord], slo: Slo, *, from_due: bool) -> float | None:
+    """SLO use at the percentile of the target: at most 1 if and only if the observed attainment reaches it."""
+    if not measured:
+        return None
+    used = sorted(slo_use(r, slo, from_due=from_due) for r in measured)
+    return _finite(percentile(used, max(1, round(10_000 * slo.attainment))))
 
 
 def _drained_late(run: LevelRun, measured: Sequence[RequestRecord]) -> int:

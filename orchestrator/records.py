@@ -155,6 +155,11 @@ class LevelSpec(Record, frozen=True, kw_only=True):
     """A user's pause between an answer and its next request."""
     rate_per_s: float | None = None
     """Open loop: mean rate at which requests are due; `concurrency` is 0 then."""
+    looks: tuple[int, ...] = ()
+    """Numbers of measured requests at which S1 is judged by its bounds, the last one N; the first look that decides
+    ends the level. Empty = S1 is judged by the observed share of all N."""
+    alpha: float = 0.05
+    """Error probability of one side that the looks share."""
 
 
 class ClientHealth(Record, frozen=True, kw_only=True):
@@ -211,6 +216,8 @@ class LevelStats(Record, frozen=True, kw_only=True):
     failures: dict[str, int] = {}
     """Failed measured requests by failure kind."""
     attainment: float
+    slo_use: float | None = None
+    """What the request at the target's percentile used of its tightest limit, 1 = all of it; None = more failed."""
     ttft_ms: Percentiles
     tpot_ms: Percentiles
     itl_ms: Percentiles
@@ -235,6 +242,7 @@ class LevelStats(Record, frozen=True, kw_only=True):
     kv_use_mean: float | None = None
     kv_use_max: float | None = None
     running_mean: float | None = None
+    running_max: float | None = None
     waiting_mean: float | None = None
     memory_peak_bytes: int | None = None
     """Largest memory of the server seen during the level: GPU memory, else container memory, else PSS of its tree."""
@@ -271,6 +279,11 @@ class LevelVerdict(Record, frozen=True, kw_only=True):
     criteria: tuple[Criterion, ...] = ()
     hard_break: str | None = None
     """Class of the hard break, e.g. ``out of memory``, ``server died``, ``hang``."""
+    good_per_batch: tuple[int, ...] = ()
+    """Good requests in each of ten equal batches in issue order, of those that S1 was judged by; runs are pooled by
+    these. Empty = too few requests."""
+    batch: int = 0
+    """m: requests of a batch."""
 
 
 # --- what is watched --------------------------------------------------------------------------------------------

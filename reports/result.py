@@ -238,16 +238,7 @@ def _stop(cell: Cell) -> Stop | None:
     """
     if not cell.asked.search:
         return None
-    history = [
-        Outcome(
-            concurrency=level.concurrency,
-            purpose=level.commit.run.spec.purpose,
-            valid=level.commit.verdict.valid,
-            verdict=level.commit.verdict.verdict,
-            hard_break=level.commit.verdict.hard_break,
-        )
-        for level in cell.history
-    ]
+    history = [Outcome.of(level.commit.run, level.commit.stats, level.commit.verdict) for level in cell.history]
     step = next_step(history, msgspec.convert(cell.asked.search, SearchRules))
     return step if isinstance(step, Stop) else None
 

@@ -58,6 +58,11 @@ def _effective_size(good_per_batch: Sequence[int], m: int, tail: float) -> tuple
     return design_effect, n / design_effect * ratio**2
 
 
+def lower_share_bound(good: float, n: float, alpha: float) -> float:
+    """Clopper-Pearson lower bound of a share of `n` (effective, so not whole) requests."""
+    return _beta_quantile(alpha, good, n - good + 1) if good > 0 else 0.0
+
+
 def attainment_bounds(good_per_batch: Sequence[int], m: int, alpha: float) -> Attainment:
     """Bounds of the share of good requests, from the good ones in each of k >= 2 batches of `m` in issue order.
 
@@ -70,7 +75,7 @@ def attainment_bounds(good_per_batch: Sequence[int], m: int, alpha: float) -> At
     good, bad = observed * n_eff, n_eff - observed * n_eff
     return Attainment(
         observed=observed,
-        lower=_beta_quantile(alpha, good, bad + 1) if observed > 0 else 0.0,
+        lower=lower_share_bound(good, n_eff, alpha),
         upper=_beta_quantile(1 - alpha, good + 1, bad) if observed < 1 else 1.0,
         design_effect=design_effect,
         n_eff=n_eff,

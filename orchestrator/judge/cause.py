@@ -28,6 +28,7 @@ class Cause(NamedTuple):
 
 
 UNKNOWN = "unknown"
+DECODE = "decode (compute or memory bandwidth)"
 
 
 def cause_of_failure(failure: ServerFailure) -> Cause:
@@ -53,7 +54,7 @@ def cause_of_break(broke: JudgedLevel, levels: Sequence[JudgedLevel]) -> Cause:
     if _beyond(criteria.get("S3")) or _beyond(criteria.get("S4")):
         return Cause("KV memory", _kv_evidence(stats, criteria))
     if _queues(criteria.get("S5"), run, stats):
-        return Cause("the engine's limit on running requests", (criteria["S5"].note + ".",))
+        return _by_queue(criteria["S5"].note + ".", stats)
     missed = stats.offered - stats.good
     if missed and stats.failed >= missed / 2:
         kinds = ", ".join(f"{kind} {count}" for kind, count in stats.failures.items())
@@ -72,6 +73,21 @@ def _queues(criterion: Criterion | None, run: LevelRun, stats: LevelStats) -> bo
     if stats.running_mean is None or stats.running_mean >= _RUNNING_SHARE * run.spec.concurrency:
         return False
     return _beyond(criterion)
+
+
+_AT_ITS_CAP = 0.9
+"""Mean over largest number of running requests from which a queueing engine stands at its own cap."""
+
+
+def _by_queue(note: str, stats: LevelStats) -> Cause:
+    """Why requests wait though the KV pool has room: the engine runs as many as it may, or it cannot prefill as fast as
+    they come; then the number that runs goes up and down."""
+    mean, most = stats.running_mean, stats.running_max
+    if mean is not None and most and mean < _AT_ITS_CAP * most:
+        return Cause(
+            "prefill", (note, f"It ran {mean:.1f} on average and {most:.0f} at most, so no cap held them back.")
+        )
+    return Cause("the engine's limit on running requests", (note,))
 
 
 def _kv_evidence(stats: LevelStats, criteria: dict[str, Criterion]) -> tuple[str, ...]:
@@ -95,14 +111,39 @@ def _by_latency(broke: JudgedLevel, levels: Sequence[JudgedLevel], criteria: dic
     )
     ttft_fails = ttft is not None and ttft.verdict == "FAIL"
     tpot_fails = tpot is not None and tpot.verdict == "FAIL"
+    if tpot_fails and (by_share := _by_prefill_share(broke, levels, told)) is not None:
+        return by_share
     if tpot_fails and (plateau := _plateau(broke, levels)) is not None:
-        return Cause("decode (compute or memory bandwidth)", (*told, plateau))
+        return Cause(DECODE, (*told, plateau))
     if ttft_fails and not tpot_fails:
         s5 = criteria.get("S5")
         if s5 is not None and s5.verdict != "not reported":
             return Cause("prefill", (*told, f"The engine kept no queue: {s5.note}."))
         return Cause(UNKNOWN, (*told, "Prefill or a queue in the engine; it reports no queue, so neither is shown."))
     return Cause(UNKNOWN, told)
+
+
+_ALONE = 4
+"""Most users of a level whose TTFT is taken for the prefill alone."""
+
+
+def _by_prefill_share(broke: JudgedLevel, levels: Sequence[JudgedLevel], told: tuple[str, ...]) -> Cause | None:
+    """Slow tokens: is the card busy with prompts, or is it the decoding itself? None if no quiet level tells.
+
+    The share of time that goes into prompts is their rate times what a prompt token takes on an idle server.
+    """
+    quiet = [level for level in levels if level[2].valid and level[0].spec.concurrency <= _ALONE]
+    if not quiet:
+        return None
+    idle = min(quiet, key=lambda level: level[0].spec.concurrency)[1]
+    rate = broke[1].prompt_tokens_per_s
+    if not rate or not idle.mean_in_tokens or idle.ttft_ms.mean is None:
+        return None
+    share = rate * idle.ttft_ms.mean / 1000 / idle.mean_in_tokens
+    return Cause(
+        "prefill" if share > 0.5 else DECODE,
+        (*told, f"Prompts take {min(share, 1):.0%} of the time, by what they take on an idle server."),
+    )
 
 
 def _plateau(broke: JudgedLevel, levels: Sequence[JudgedLevel]) -> str | None:

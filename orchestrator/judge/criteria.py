@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from orchestrator.judge.bounds import (
     BATCHES,
-    attainment_bounds,
     batch_mean_bounds,
     error_bounds,
-    per_batch,
     preemption_bounds,
     requests_needed,
 )
+from orchestrator.judge.looks import Look, Word, deciding_look
 from orchestrator.judge.rules import LevelRules
 from orchestrator.metrics import Floats, Limit, Series, Window, broken_limits, measured_records, steady_window
-from orchestrator.records import Criterion, LevelRun, LevelStats, RequestRecord, Sample, Slo
-
-Word = Literal["PASS", "FAIL", "UNDECIDED"]
+from orchestrator.records import Criterion, LevelRun, LevelSpec, LevelStats, RequestRecord, Sample, Slo
 
 LIMIT_NAMES: dict[Limit, str] = {"ttft": "TTFT", "tpot": "TPOT", "gap": "largest gap", "e2e": "end-to-end time"}
 
@@ -53,21 +50,30 @@ class Outcomes(NamedTuple):
 # --- S1: the SLO ------------------------------------------------------------------------------------------------
 
 
-def slo_criterion(outcomes: Outcomes, slo: Slo, rules: LevelRules, *, decided: bool) -> Criterion:
+def slo_look(outcomes: Outcomes, spec: LevelSpec, slo: Slo) -> Look | None:
+    """The look that S1 is judged by: the level's own looks, or one at everything; None with too few requests."""
+    flags = [not b for b in outcomes.broken]
+    looks = spec.looks or (len(flags) // BATCHES * BATCHES,)
+    return deciding_look(flags, looks, slo.attainment, spec.alpha) if looks[0] else None
+
+
+def slo_criterion(outcomes: Outcomes, spec: LevelSpec, slo: Slo, rules: LevelRules, *, decided: bool) -> Criterion:
     """S1. `decided`: the level ended early because the target was out of reach, so there is no interval."""
     n = len(outcomes.broken)
-    good, m = per_batch([not b for b in outcomes.broken])
-    bounds = attainment_bounds(good, m, rules.alpha) if m and not decided else None
+    look = None if decided else slo_look(outcomes, spec, slo)
     value = sum(not b for b in outcomes.broken) / n if n else None
-    lower, upper = (bounds.lower, bounds.upper) if bounds else (None, None)
     verdict: Word
     note = _misses(outcomes)
     if decided:
         verdict, note = "FAIL", f"ended early, as the target was out of reach; {note}"
-    elif rules.by == "bound":
-        verdict = _side(lower, upper, slo.attainment)
-        if bounds and verdict == "UNDECIDED":
-            note += _how_many_more(requests_needed(bounds, n, slo.attainment, rules.alpha))
+    elif spec.looks or rules.by == "bound":
+        verdict = look.verdict if look else "UNDECIDED"
+        if look:
+            value = look.bounds.observed
+            note = f"by the bounds of the first {look.size} requests; {note}" if look.size < n else note
+        if look and verdict == "UNDECIDED":
+            needed = requests_needed(look.bounds, look.size, slo.attainment, spec.alpha / max(1, len(spec.looks)))
+            note += _how_many_more(needed)
     elif value is None or n < rules.minimum:
         verdict, note = "UNDECIDED", f"{n} measured requests, and {rules.minimum} are the least for a verdict; {note}"
     else:
@@ -78,17 +84,10 @@ def slo_criterion(outcomes: Outcomes, slo: Slo, rules: LevelRules, *, decided: b
         verdict=verdict,
         value=value,
         limit=slo.attainment,
-        lower=lower,
-        upper=upper,
+        lower=look.bounds.lower if look else None,
+        upper=look.bounds.upper if look else None,
         note=note,
     )
-
-
-def _side(lower: float | None, upper: float | None, limit: float) -> Word:
-    """Which side of its least value a share is on, by its bounds."""
-    if lower is not None and lower > limit:
-        return "PASS"
-    return "FAIL" if upper is not None and upper < limit else "UNDECIDED"
 
 
 def _misses(outcomes: Outcomes) -> str:

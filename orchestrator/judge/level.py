@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 from orchestrator.judge.criteria import (
     Outcomes,
-    Word,
     admission_criterion,
     error_criterion,
     kv_criterion,
     limit_criteria,
     preemption_criterion,
     slo_criterion,
+    slo_look,
 )
+from orchestrator.judge.looks import Word
 from orchestrator.judge.rules import LevelRules as LevelRules
 from orchestrator.judge.silence import longest_silence_s
 from orchestrator.judge.validity import invalid_reasons, level_flags
@@ -51,10 +52,12 @@ def judge_level(
     broke = hard_break or _hang(records, slo, rules)
     outcomes = Outcomes.of(records, slo)
     decided = run.cut is not None and _decided(run, outcomes, slo)
-    invalid = () if broke else invalid_reasons(run, stats, records, samples, slo, rules, decided=decided)
+    look = None if decided else slo_look(outcomes, run.spec, slo)
+    whole = decided or (bool(run.spec.looks) and look is not None and look.verdict != "UNDECIDED")
+    invalid = () if broke else invalid_reasons(run, stats, records, samples, slo, rules, decided=whole)
     criteria = (
         *([_broke(broke)] if broke else []),
-        slo_criterion(outcomes, slo, rules, decided=decided),
+        slo_criterion(outcomes, run.spec, slo, rules, decided=decided),
         *limit_criteria(outcomes, slo),
         error_criterion(stats, outcomes, slo, rules),
         preemption_criterion(run, stats, samples, rules),
@@ -68,6 +71,8 @@ def judge_level(
         verdict="UNDECIDED" if invalid else _word(criteria),
         criteria=criteria,
         hard_break=broke,
+        good_per_batch=look.good if look else (),
+        batch=look.batch if look else 0,
     )
 
 

@@ -1,7 +1,7 @@
 """What may be said of a cell: SIGNED, PROVISIONAL or REFUSED, how many users, where it breaks, what is missing.
 
-This version decides levels on observed shares and runs neither sentinels nor an open loop, so it signs nothing: a cell
-is PROVISIONAL at best, and each step that is missing is named.
+This version runs no open loop and replays no traffic, so it signs nothing: a cell is PROVISIONAL at best, and each step
+that is missing is named.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def cell_verdict(
         *_search_gaps(found, stop, failure, unstable),
         *_level_gaps(levels, found, slo),
         *([] if lengths_forced or found.c_ok is None else [_lengths(levels, found.c_ok)]),
-        *(NOT_DONE if verdict == "PROVISIONAL" else ()),
+        *(_not_done(stop) if verdict == "PROVISIONAL" else ()),
     ]
     return CellVerdict(
         verdict=verdict,
@@ -95,15 +95,13 @@ def cell_verdict(
     )
 
 
+def _not_done(stop: Stop | None) -> tuple[str, ...]:
+    """What signing takes beside the search; the full search has its sentinels."""
+    return NOT_DONE if stop is None or stop.drifted is None else NOT_DONE[1:]
+
+
 def _outcome(level: JudgedLevel) -> Outcome:
-    run, _, verdict = level
-    return Outcome(
-        concurrency=run.spec.concurrency,
-        purpose=run.spec.purpose,
-        valid=verdict.valid,
-        verdict=verdict.verdict,
-        hard_break=verdict.hard_break,
-    )
+    return Outcome.of(*level)
 
 
 def _break_position(levels: Sequence[JudgedLevel], c_bad: int | None) -> int | None:
@@ -165,16 +163,24 @@ def _search_gaps(
         yield f"The search was not finished, because the server did not stay up: {failure.message}"
     elif stop is None:
         yield "The search was not finished."
-    if found.c_ok is not None:
-        if stop is None or not stop.confirmed_ok:
-            yield f"That the level at {found.c_ok} holds was not confirmed by a fresh run."
-        yield "Levels were decided on observed shares; signing takes three fresh runs and their confidence bounds."
+    yield from _ok_gaps(found.c_ok, stop)
+    if stop is not None and stop.drifted:
+        yield "The sentinels moved by more than 3 %, twice: the machine drifted while it was measured."
     if found.c_bad is not None and (stop is None or not stop.confirmed_bad):
         yield f"That the level at {found.c_bad} does not hold was not confirmed by a fresh run."
     if not found.monotone:
         yield "A level held above one that did not: the system is not stable."
     if unstable is not None:
         yield f"The server broke in one run at {unstable} users and not in another; nothing above half of it is safe."
+
+
+def _ok_gaps(c_ok: int | None, stop: Stop | None) -> Iterator[str]:
+    if c_ok is None:
+        return
+    if stop is None or not stop.confirmed_ok:
+        yield f"That the level at {c_ok} holds was not confirmed by a fresh run."
+    if stop is None or stop.drifted is None:
+        yield "Levels were decided on observed shares; signing takes three fresh runs and their confidence bounds."
 
 
 def _level_gaps(levels: Sequence[JudgedLevel], found: Bracket, slo: Slo) -> Iterator[str]:

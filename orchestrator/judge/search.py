@@ -1,110 +1,43 @@
 """Which level next: a pure function of what was measured, so that a resumed search goes on as if never interrupted.
 
-The search is written down as a script that asks for levels and is told their outcomes; `next_step` replays the history
-through it. Bracket (multiply until a level does not hold), bisect, confirm the highest level that holds, confirm the
-lowest one that does not. A fixed ladder (`SearchRules.levels`) measures just what it names.
+A search is written down as a script that asks for levels and is told their outcomes; `next_step` replays the history
+through it. Two scripts: the quick one here (multiply until a level does not hold, bisect, measure both ends again, all
+by observed shares), and the full one (`judge.full`) whose answer can be signed. A fixed ladder (`SearchRules.levels`)
+measures just what it names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Generator, Sequence
 
 from orchestrator.errors import JournalError
-from orchestrator.records import Purpose, Record
+from orchestrator.judge.full import full_search
+from orchestrator.judge.steps import (
+    Bracket,
+    Measure,
+    Outcome,
+    Script,
+    SearchRules,
+    Step,
+    Stop,
+    bracket,
+    ending,
+    searched,
+)
+from orchestrator.records import Purpose
+
+__all__ = ["STEPS_DOWN", "Bracket", "Measure", "Outcome", "SearchRules", "Stop", "bracket", "next_step", "searched"]
 
 STEPS_DOWN = 4
 """How often an unconfirmed level is replaced by one 5 % lower before the search gives up."""
 
-
-class SearchRules(Record, frozen=True, kw_only=True):
-    """What to search. All of it stands in the plan before the run."""
-
-    start: int = 1
-    maximum: int = 256
-    """The cap: highest concurrency that is tried."""
-    factor: float = 2.0
-    precision: float = 0.10
-    """Bisect until c_bad - c_ok <= max(1, precision * c_bad)."""
-    confirm: int = 1
-    """Fresh runs that must hold at c_ok; 0 = neither end is confirmed."""
-    levels: tuple[int, ...] = ()
-    """A fixed ladder instead of a search."""
-
-
-class Outcome(Record, frozen=True, kw_only=True):
-    """What a measured level said."""
-
-    concurrency: int
-    purpose: Purpose
-    valid: bool
-    verdict: Literal["PASS", "FAIL", "UNDECIDED"]
-    hard_break: str | None = None
-
-    @property
-    def holds(self) -> bool:
-        return self.valid and self.verdict == "PASS"
-
-    @property
-    def fails(self) -> bool:
-        return self.valid and self.verdict == "FAIL"
-
-
-class Measure(Record, frozen=True, kw_only=True):
-    """The next level to be measured."""
-
-    concurrency: int
-    purpose: Purpose
-    replicate: int
-    """How many levels of this concurrency were measured before: no (concurrency, replicate) comes twice."""
-
-
-class Stop(Record, frozen=True, kw_only=True):
-    """The search is over."""
-
-    c_ok: int | None
-    """Highest level that holds."""
-    c_bad: int | None
-    """Lowest measured level above c_ok that does not hold; None = none was found."""
-    confirmed_ok: bool
-    """Held in fresh runs as often as `SearchRules.confirm` asks (and that is at least once)."""
-    confirmed_bad: bool
-    """Failed again in a fresh run."""
-    monotone: bool
-    """No level holds above one that does not."""
-    why: str
-
-
-Step = Literal["held", "not held", "unknown"]
 Asking = Generator[Measure, Outcome, Step]
 
 
-class Bracket(NamedTuple):
-    """What the outcomes so far say of the break."""
-
-    c_ok: int | None
-    c_bad: int | None
-    monotone: bool
-
-
-def bracket(history: Iterable[Outcome]) -> Bracket:
-    """c_ok and c_bad by the valid outcomes: a level holds if every run of it did. Also for a search that was cut.
-
-    c_ok lies below every level that does not hold.
-    """
-    held: dict[int, bool] = {}
-    for outcome in history:
-        if outcome.valid and searched(outcome):
-            held[outcome.concurrency] = held.get(outcome.concurrency, True) and outcome.holds
-    bad = min((c for c, ok in held.items() if not ok), default=None)
-    good = [c for c, ok in held.items() if ok]
-    below = [c for c in good if bad is None or c < bad]
-    return Bracket(max(below, default=None), bad, monotone=len(below) == len(good))
-
-
-def searched(outcome: Outcome) -> bool:
-    """Baselines and sentinels look for drift, not for the break."""
-    return outcome.purpose not in ("baseline", "sentinel")
+def _script(rules: SearchRules) -> Script:
+    if rules.method == "full" and not rules.levels:
+        return full_search(rules)
+    return _Search(rules).script()
 
 
 def next_step(history: Sequence[Outcome], rules: SearchRules) -> Measure | Stop:
@@ -112,9 +45,11 @@ def next_step(history: Sequence[Outcome], rules: SearchRules) -> Measure | Stop:
 
     Raises JournalError if the history cannot come from these rules.
     """
-    script = _Search(rules).script()
+    script = _script(rules)
     step = next(script)
-    for outcome in filter(searched, history):
+    # The full method asks for its sentinels itself.
+    told = history if rules.method == "full" and not rules.levels else filter(searched, history)
+    for outcome in told:
         if (outcome.concurrency, outcome.purpose) != (step.concurrency, step.purpose):
             raise JournalError(
                 f"The journal holds the level {outcome.purpose} at {outcome.concurrency} where this version's search "
@@ -228,21 +163,5 @@ class _Search:
             confirmed_ok=confirmed_ok,
             confirmed_bad=confirmed_bad,
             monotone=bracket(self._history).monotone,
-            why=why or self._ending(c_ok, c_bad),
+            why=why or ending(self._history, c_ok, c_bad),
         )
-
-    def _ending(self, c_ok: int | None, c_bad: int | None) -> str:
-        levels = {o.concurrency for o in self._history}
-        unknown = min(
-            (c for c in levels if not any(o.valid for o in self._history if o.concurrency == c)), default=None
-        )
-        if c_ok is None and c_bad is None:
-            return f"The measurement at {unknown} is INVALID, so nothing is known of the card."
-        if c_ok is None:
-            return f"The lowest level that was tried, {c_bad}, does not hold."
-        if unknown is not None and unknown > c_ok:
-            beyond = "" if c_bad is None else f" up to {c_bad}, which does not hold"
-            return f"{c_ok} holds; the measurement at {unknown} is INVALID, so nothing is known above{beyond}."
-        if c_bad is not None:
-            return f"{c_ok} holds and {c_bad} does not."
-        return f"No break was found up to {max(levels)}, the highest level that was tried."

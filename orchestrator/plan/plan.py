@@ -18,6 +18,10 @@ _START_SECONDS = {"docker": 180.0, "process": 30.0, "external": 5.0}
 """Usual time until a server is ready, by launch kind; for the estimate only."""
 
 
+_FULL_REQUESTS, _FULL_CONFIRMATIONS = 800, 6
+"""Usual size of a level of the full method, and its usual number of fresh runs at both ends; for the estimate only."""
+
+
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
     """A deployment under a workload."""
 
@@ -124,13 +128,15 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         doublings = max(0, math.ceil(math.log(middle / ramp.start) / math.log(ramp.factor)))
         ladder = [min(ramp.max, round(ramp.start * ramp.factor**step)) for step in range(doublings + 2)]
         bisections = max(0, math.ceil(math.log2((ramp.factor - 1) / ramp.precision)))
-        return ladder + [round(middle)] * (bisections + 2 * ramp.confirm)
+        confirmations = _FULL_CONFIRMATIONS if ramp.method == "full" else 2 * ramp.confirm
+        return ladder + [round(middle)] * (bisections + confirmations)
 
     def _level_seconds(self, concurrency: int, request_s: float) -> float:
         ramp = self.ramp
         rising = max(2 * request_s, 10.0) if ramp.ramp_seconds is None else ramp.ramp_seconds
         rising = 0.0 if concurrency == 1 else rising
-        requests = max(ramp.requests, ramp.requests_per_user * concurrency)
+        least = _FULL_REQUESTS if ramp.method == "full" else ramp.requests
+        requests = max(least, ramp.requests_per_user * concurrency)
         measured = max(ramp.min_seconds, requests / concurrency * request_s)
         return min(ramp.max_seconds, rising + (ramp.warmup_generations + 1) * request_s + measured)
 

@@ -6,7 +6,7 @@ Keys of a plan are the field names here, and those of `stacks.base.Deployment` a
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -46,6 +46,9 @@ class WorkloadSettings(msgspec.Struct, frozen=True, kw_only=True):
 class Ramp(msgspec.Struct, frozen=True, kw_only=True):
     """[ramp]: how the concurrency is raised and how long a level is held (METHOD.md, closed-loop level)."""
 
+    method: Literal["quick", "full"] = "quick"
+    """`quick` decides levels by their observed shares, in minutes; `full` by bounds, with fresh runs and sentinels. It
+    takes its own numbers of requests; of this table it uses start, max, precision and the times."""
     start: int = 1
     max: int = 256
     factor: float = 2.0

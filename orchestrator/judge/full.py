@@ -1,0 +1,305 @@
+"""The full search: its answer can be signed. Cheap looks choose a level; only pooled fresh runs say that it holds.
+
+    sentinel · bracket · sentinel · narrow · confirm · confirm the failure · sentinel
+
+* Bracket: from the start upwards, each step to where the use of the limits would reach 1 if it grew on as it did
+  (with c to a power between 1/2 and 1), at least by 1.5 and at most by 4, until a level does not hold.
+* Narrow: the break is where the use of the limits reaches 1; between two levels it is interpolated on logarithmic
+  scales. The next level lies half the precision under that estimate, or one precision above the last that held. After
+  such a level has held, the next one is in the middle: where the use jumps, an estimate creeps.
+* Confirm: fresh runs, pooled. From the third on, c_ok is the level once the lower bound of all of them together is over
+  the target (alpha shared by the runs that may come). A level is given up for a lower one when its pooled share falls
+  under the target, or when even all the runs that may come would not prove it if they were like those so far.
+* Sentinels: the same list by one user, at the beginning, after the bracket and at the end. If the median TPOT or the
+  throughput moved by more than 3 %, the machine drifted: everything is measured once more, and if it drifts again then
+  nothing is confirmed, whatever was found. (One user, because the requests of several meet differently each time: with
+  short answers that alone moved TPOT by over 3 %.)
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Generator, Sequence
+from typing import NamedTuple
+
+from orchestrator.judge.bounds import Attainment, attainment_bounds, lower_share_bound
+from orchestrator.judge.looks import look_sizes
+from orchestrator.judge.steps import Measure, Outcome, Script, SearchRules, Step, Stop, bracket, ending
+from orchestrator.records import Purpose
+
+STEPS_DOWN = 5
+"""How often an unconfirmed level is replaced by a lower one before the search gives up."""
+DRIFT = math.log(1.03)
+LEAST_GROWTH, MOST_GROWTH = 1.5, 4.0
+_MOST_USE = 2.0
+"""Beyond the break the use explodes; more than this says no more about where it lies."""
+
+Asking = Generator[Measure, Outcome, Step]
+
+
+def full_search(rules: SearchRules) -> Script:
+    """The search as a script: yields the levels it wants, is sent their outcomes, returns how it ended."""
+    search = _FullSearch(rules)
+    stop = yield from search.once(again=False)
+    if stop.drifted:
+        search.forget()
+        stop = yield from search.once(again=True)
+    return stop
+
+
+class _End(NamedTuple):
+    """One end of the bracket. use: None where nothing is known of it."""
+
+    c: int
+    use: float | None
+
+
+def pooled_bounds(runs: Sequence[Outcome], alpha: float) -> Attainment | None:
+    """Bounds of several runs of one level together: five batches of each, so that no batch spans two runs.
+
+    None if a run was judged by another number of requests than the first, or by too few.
+    """
+    if not runs or any(len(run.good) != 10 or run.batch != runs[0].batch for run in runs):
+        return None
+    halves = [a + b for run in runs for a, b in zip(run.good[::2], run.good[1::2], strict=True)]
+    return attainment_bounds(halves, 2 * runs[0].batch, alpha)
+
+
+def _could_reach(found: Attainment, times: float, target: float, alpha: float) -> bool:
+    """Whether `times` as many requests that are like those so far would put the lower bound over the target."""
+    n_eff = found.n_eff * times
+    return lower_share_bound(found.observed * n_eff, n_eff, alpha) > target
+
+
+class _FullSearch:
+    """One search while it is replayed."""
+
+    def __init__(self, rules: SearchRules) -> None:
+        self._rules = rules
+        self._history: list[Outcome] = []
+        self._sentinels: list[Outcome] = []
+        self._measured: dict[int, int] = {}
+
+    def forget(self) -> None:
+        """Begin anew; only the numbers of the replicates go on."""
+        self._history, self._sentinels = [], []
+
+    def once(self, *, again: bool) -> Script:
+        """The whole search; the first time it ends where a drift is noticed, since everything is measured anew then."""
+        yield from self._sentinel()
+        low, high = yield from self._bracket()
+        yield from self._sentinel()
+        if self._drifted() and not again:
+            return self._stop(None)
+        if high is not None:
+            low = yield from self._narrow(low, high)
+        found = None
+        if low is not None:
+            found = yield from self._confirm(low.c)
+        confirmed_bad = yield from self._confirm_bad(found)
+        yield from self._sentinel()
+        if low is not None and found is None:
+            why = f"No level was confirmed: {low.c} held at first, but not in fresh runs."
+            return self._stop(None, why=why)
+        return self._stop(found, confirmed_bad=confirmed_bad)
+
+    # --- asking -------------------------------------------------------------------------------------------------
+
+    def _ask(self, c: int, purpose: Purpose, looks: tuple[int, ...], alpha: float) -> Generator[Measure, Outcome, bool]:
+        """One level, once more if it was INVALID. True if it is known now; its outcome is then the last of all."""
+        for _ in range(2):
+            replicate = self._measured.get(c, 0)
+            self._measured[c] = replicate + 1
+            outcome = yield Measure(concurrency=c, purpose=purpose, replicate=replicate, looks=looks, alpha=alpha)
+            self._history.append(outcome)
+            if outcome.valid:
+                return True
+        return False
+
+    def _search(self, c: int, purpose: Purpose) -> Asking:
+        """A level on the way, by looks that grow until they decide."""
+        rules = self._rules
+        sizes = look_sizes(
+            max(rules.first_look, rules.first_look_per_user * c), max(rules.last_look, rules.last_look_per_user * c)
+        )
+        if not (yield from self._ask(c, purpose, sizes, rules.search_alpha)):
+            return "unknown"
+        return "held" if self._seems_to_hold(self._history[-1]) else "not held"
+
+    def _seems_to_hold(self, outcome: Outcome) -> bool:
+        undecided = outcome.valid and outcome.verdict == "UNDECIDED"
+        return outcome.holds or (undecided and outcome.share >= self._rules.aim)
+
+    def _sentinel(self) -> Generator[Measure, Outcome, None]:
+        rules = self._rules
+        known = yield from self._ask(1, "sentinel", (rules.sentinel_requests,), rules.alpha)
+        if known:
+            self._sentinels.append(self._history[-1])
+
+    def _drifted(self) -> bool:
+        """Whether the sentinels moved by more than 3 % from the first."""
+        if not self._sentinels:
+            return False
+        first = self._sentinels[0]
+        return any(
+            before and after and abs(math.log(after / before)) > DRIFT
+            for other in self._sentinels[1:]
+            for before, after in ((first.tpot_ms, other.tpot_ms), (first.tokens_per_s, other.tokens_per_s))
+        )
+
+    # --- finding ------------------------------------------------------------------------------------------------
+
+    def _end(self, c: int) -> _End:
+        """An end of the bracket with the use that its last valid run showed."""
+        uses = [o.use for o in self._history if o.valid and o.concurrency == c and o.purpose != "sentinel"]
+        return _End(c, uses[-1] if uses else None)
+
+    def _bracket(self) -> Generator[Measure, Outcome, tuple[_End | None, _End | None]]:
+        """Upwards until a level does not hold: (last that held, first that did not); None = none."""
+        rules = self._rules
+        low: _End | None = None
+        c = min(rules.start, rules.maximum)
+        while (yield from self._search(c, "bracket")) == "held":
+            before, low = low, self._end(c)
+            if c >= rules.maximum:
+                return low, None
+            c = min(max(c + 1, int(c * self._growth(before, low))), rules.maximum)
+        return low, self._end(c)
+
+    @staticmethod
+    def _growth(before: _End | None, low: _End) -> float:
+        """The factor to the next level."""
+        if not low.use or low.use >= 1:
+            return MOST_GROWTH if not low.use else LEAST_GROWTH
+        power = 1.0
+        if before is not None and before.use:
+            power = min(1.0, max(0.5, math.log(low.use / before.use) / math.log(low.c / before.c)))
+        return min(MOST_GROWTH, max(LEAST_GROWTH, math.exp(-math.log(low.use) / power)))
+
+    def _narrow(self, low: _End | None, high: _End) -> Generator[Measure, Outcome, _End | None]:
+        """The bracket made narrow: the last level that holds, None if none does down to one user."""
+        rules = self._rules
+        crept = False
+        while high.c - (low.c if low else 0) > max(1, rules.precision * high.c):
+            by_estimate = low is not None and not crept
+            c = self._estimate(low, high) if low is not None and by_estimate else self._middle(low, high)
+            held = (yield from self._search(c, "bisect")) == "held"
+            low, high = (self._end(c), high) if held else (low, self._end(c))
+            crept = by_estimate and held
+        return low
+
+    @staticmethod
+    def _middle(low: _End | None, high: _End) -> int:
+        return (high.c + (low.c if low else 0)) // 2
+
+    def _estimate(self, low: _End, high: _End) -> int:
+        """The next level, strictly between the ends."""
+        if not low.use or low.use >= 1:
+            guess = low.c * (1 + self._rules.precision)
+        else:
+            high_use = min(_MOST_USE, high.use or _MOST_USE)
+            if high_use <= 1:
+                guess = float(high.c)
+            else:
+                share = math.log(1 / low.use) / math.log(high_use / low.use)
+                guess = low.c * (high.c / low.c) ** share
+        below = math.floor(guess * (1 - self._rules.precision / 2))
+        above = math.ceil(low.c * (1 + self._rules.precision))
+        c = below if below > low.c * (1 + self._rules.precision / 4) else above
+        return min(max(c, low.c + 1), high.c - 1)
+
+    # --- proving ------------------------------------------------------------------------------------------------
+
+    def _confirm(self, c: int) -> Generator[Measure, Outcome, int | None]:
+        """The highest level that fresh runs confirm, from `c` downwards; None = none was."""
+        for _ in range(1 + STEPS_DOWN):
+            if (yield from self._confirmed(c)):
+                return c
+            c = min(c - 1, int(self._rules.step_down * c))
+            if c < 1:
+                break
+        return None
+
+    def _confirmed(self, c: int) -> Generator[Measure, Outcome, bool]:
+        rules = self._rules
+        size = look_sizes(max(rules.confirm_requests, rules.confirm_per_user * c), 0)
+        most = max(rules.confirm, rules.most_confirm)
+        alpha = rules.alpha / (most - rules.confirm + 1)
+        runs: list[Outcome] = []
+        while len(runs) < most:
+            if not (yield from self._ask(c, "confirm", size, rules.alpha)):
+                return False
+            runs.append(self._history[-1])
+            bounds = pooled_bounds(runs, alpha)
+            if runs[-1].fails or bounds is None or self._errs(runs) or bounds.observed < rules.target:
+                return False
+            if len(runs) >= rules.confirm and bounds.lower > rules.target:
+                return True
+            if len(runs) >= rules.futile and not _could_reach(bounds, most / len(runs), rules.target, alpha):
+                return False
+        return False
+
+    def _errs(self, runs: Sequence[Outcome]) -> bool:
+        """S2 on all fresh runs together, by what was observed: to prove the budget takes more requests than these."""
+        failed, offered = sum(o.failed for o in runs), sum(o.offered for o in runs)
+        return failed > self._rules.error_budget * offered
+
+    def _confirm_bad(self, c_ok: int | None) -> Generator[Measure, Outcome, bool]:
+        """The failure above c_ok once more: at the lowest level that surely failed or the next; where none did, from
+        the lowest that did not hold upwards."""
+        rules = self._rules
+        candidates = self._surely_bad(c_ok)[:2]
+        lowest = self._lowest_bad(c_ok)
+        if not candidates and lowest is not None:
+            steps = (math.ceil(lowest * (1 + rules.precision) ** step) for step in range(3))
+            candidates = sorted({min(c, rules.maximum) for c in steps})
+        for c in candidates if rules.confirm else ():
+            if (yield from self._fails_again(c)):
+                return True
+        return False
+
+    def _fails_again(self, c: int) -> Generator[Measure, Outcome, bool]:
+        rules = self._rules
+        sizes = look_sizes(
+            max(rules.first_look, rules.first_look_per_user * c), max(rules.last_look, rules.confirm_per_user * c)
+        )
+        known = yield from self._ask(c, "confirm-break", sizes, rules.alpha)
+        return known and self._history[-1].fails
+
+    # --- the end ------------------------------------------------------------------------------------------------
+
+    def _searched(self) -> list[Outcome]:
+        return [o for o in self._history if o.purpose != "sentinel"]
+
+    def _lowest_bad(self, c_ok: int | None) -> int | None:
+        """The lowest level above c_ok that did not seem to hold."""
+        bad = (
+            o.concurrency
+            for o in self._searched()
+            if o.valid and not self._seems_to_hold(o) and o.concurrency > (c_ok or 0)
+        )
+        return min(bad, default=None)
+
+    def _surely_bad(self, c_ok: int | None) -> list[int]:
+        """The levels above c_ok that failed by their bounds, or hard."""
+        return sorted({o.concurrency for o in self._searched() if o.fails and o.concurrency > (c_ok or 0)})
+
+    def _stop(self, c_ok: int | None, *, confirmed_bad: bool = False, why: str = "") -> Stop:
+        history = self._searched()
+        proven = [o.concurrency for o in history if o.purpose == "confirm-break" and o.fails]
+        surely = proven[-1:] if confirmed_bad else self._surely_bad(c_ok)
+        c_bad = surely[0] if surely else self._lowest_bad(c_ok)
+        drifted = self._drifted()
+        if drifted:
+            held = "no level was confirmed" if c_ok is None else f"{c_ok} held all the same"
+            why = f"The machine drifted while it was measured (the sentinel moved by over 3 %); {held}."
+        return Stop(
+            c_ok=c_ok,
+            c_bad=c_bad,
+            confirmed_ok=c_ok is not None and not drifted,
+            confirmed_bad=confirmed_bad and not drifted,
+            monotone=bracket(itertools.filterfalse(lambda o: o.verdict == "UNDECIDED", history)).monotone,
+            why=why or ending(history, c_ok, c_bad),
+            drifted=drifted,
+        )

@@ -1,0 +1,213 @@
+"""The nouns of a search: its rules, its next step, what a level said, and how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from typing import Literal, NamedTuple
+
+from orchestrator.records import LevelRun, LevelStats, LevelVerdict, Purpose, Record
+
+
+class SearchRules(Record, frozen=True, kw_only=True):
+    """What to search. All of it stands in the plan before the run."""
+
+    method: Literal["quick", "full"] = "quick"
+    """``quick`` decides levels by their observed shares; ``full`` by bounds, with sentinels and pooled fresh runs."""
+    start: int = 1
+    maximum: int = 256
+    """The cap: highest concurrency that is tried."""
+    factor: float = 2.0
+    precision: float = 0.10
+    """Bisect until c_bad - c_ok <= max(1, precision * c_bad)."""
+    confirm: int = 1
+    """Fresh runs that must hold at c_ok; 0 = neither end is confirmed."""
+    levels: tuple[int, ...] = ()
+    """A fixed ladder instead of a search."""
+
+    # The rest is the full method's.
+    target: float = 0.95
+    """Share of the offered requests that must meet the SLO."""
+    error_budget: float = 0.001
+    first_look: int = 200
+    """A searched level is looked at from this many requests ..."""
+    first_look_per_user: int = 5
+    """... and at least this many times c ..."""
+    last_look: int = 1000
+    last_look_per_user: int = 10
+    """... up to the larger of these."""
+    search_alpha: float = 0.10
+    """Of the looks at a searched level: they only choose where to confirm."""
+    aim: float = 0.97
+    """A searched level that its last look leaves undecided holds if the observed share is at least this."""
+    confirm_requests: int = 1600
+    """Measured requests of a fresh run: with 1,000, runs that saw no congestion confirmed levels that have it ..."""
+    confirm_per_user: int = 10
+    """... and at least this many times c."""
+    most_confirm: int = 5
+    """Fresh runs at one level before it is given up; they share `alpha` from the `confirm`-th on."""
+    alpha: float = 0.02
+    """Error probability of the bound of the pooled fresh runs. Stricter than what is claimed (0.05), because the bound
+    errs more often than its alpha where neighbours share their fate, and because up to six levels may be tried."""
+    step_down: float = 0.96
+    """An unconfirmed level is replaced by this much of it."""
+    futile: int = 2
+    """Fresh runs after which a level may be given up as out of reach."""
+    sentinel_requests: int = 30
+    """Of a sentinel: one user, always the same list."""
+
+    @classmethod
+    def full(cls, *, precision: float, start: int, maximum: int, target: float, error_budget: float) -> SearchRules:
+        """The full method at a precision. A wider one looks less long at its steps and goes further down."""
+        wide = precision >= 0.10
+        return cls(
+            method="full",
+            start=start,
+            maximum=maximum,
+            precision=precision,
+            confirm=3,
+            target=target,
+            error_budget=error_budget,
+            last_look=600 if wide else 1000,
+            step_down=0.95 if wide else 0.96,
+        )
+
+
+class Outcome(Record, frozen=True, kw_only=True):
+    """What a measured level said."""
+
+    concurrency: int
+    purpose: Purpose
+    valid: bool
+    verdict: Literal["PASS", "FAIL", "UNDECIDED"]
+    hard_break: str | None = None
+    good: tuple[int, ...] = ()
+    """Good requests per batch."""
+    batch: int = 0
+    offered: int = 0
+    failed: int = 0
+    use: float | None = None
+    """How much of the limits was used, 1 = all: of the SLO at its target, or of the preemptions that are allowed."""
+    tpot_ms: float | None = None
+    """Median."""
+    tokens_per_s: float | None = None
+
+    @classmethod
+    def of(cls, run: LevelRun, stats: LevelStats, verdict: LevelVerdict) -> Outcome:
+        return cls(
+            concurrency=run.spec.concurrency,
+            purpose=run.spec.purpose,
+            valid=verdict.valid,
+            verdict=verdict.verdict,
+            hard_break=verdict.hard_break,
+            good=verdict.good_per_batch,
+            batch=verdict.batch,
+            offered=stats.offered,
+            failed=stats.failed,
+            use=_use(stats, verdict),
+            tpot_ms=stats.tpot_ms.p50,
+            tokens_per_s=stats.output_tokens_per_s,
+        )
+
+    @property
+    def holds(self) -> bool:
+        return self.valid and self.verdict == "PASS"
+
+    @property
+    def fails(self) -> bool:
+        return self.valid and self.verdict == "FAIL"
+
+    @property
+    def share(self) -> float:
+        """Observed share of good requests, of those that were judged."""
+        requests = len(self.good) * self.batch
+        return sum(self.good) / requests if requests else 0.0
+
+
+def _use(stats: LevelStats, verdict: LevelVerdict) -> float | None:
+    if stats.slo_use is None:
+        return None
+    preempted = next((c for c in verdict.criteria if c.id == "S3"), None)
+    if preempted is None or preempted.value is None or not preempted.limit:
+        return stats.slo_use
+    return max(stats.slo_use, preempted.value / preempted.limit)
+
+
+class Measure(Record, frozen=True, kw_only=True):
+    """The next level to be measured."""
+
+    concurrency: int
+    purpose: Purpose
+    replicate: int
+    """How many levels of this concurrency were measured before: no (concurrency, replicate) comes twice."""
+    looks: tuple[int, ...] = ()
+    """Sizes at which it is judged by bounds; empty = by the observed share, at the plan's own size."""
+    alpha: float = 0.05
+    """Error probability that the looks share."""
+
+
+class Stop(Record, frozen=True, kw_only=True):
+    """The search is over."""
+
+    c_ok: int | None
+    """Highest level that holds."""
+    c_bad: int | None
+    """Lowest measured level above c_ok that does not hold; None = none was found."""
+    confirmed_ok: bool
+    """Held in fresh runs as often as `SearchRules.confirm` asks (and that is at least once)."""
+    confirmed_bad: bool
+    """Failed again in a fresh run."""
+    monotone: bool
+    """No level holds above one that does not."""
+    why: str
+    drifted: bool | None = None
+    """The sentinels moved by more than 3 %, twice; None = not looked at."""
+
+
+Step = Literal["held", "not held", "unknown"]
+Script = Generator[Measure, Outcome, Stop]
+
+
+class Bracket(NamedTuple):
+    """What the outcomes so far say of the break."""
+
+    c_ok: int | None
+    c_bad: int | None
+    monotone: bool
+
+
+def bracket(history: Iterable[Outcome]) -> Bracket:
+    """c_ok and c_bad by the valid outcomes: a level holds if every run of it did. Also for a search that was cut.
+
+    c_ok lies below every level that does not hold.
+    """
+    held: dict[int, bool] = {}
+    for outcome in history:
+        if outcome.valid and searched(outcome):
+            held[outcome.concurrency] = held.get(outcome.concurrency, True) and outcome.holds
+    bad = min((c for c, ok in held.items() if not ok), default=None)
+    good = [c for c, ok in held.items() if ok]
+    below = [c for c in good if bad is None or c < bad]
+    return Bracket(max(below, default=None), bad, monotone=len(below) == len(good))
+
+
+def searched(outcome: Outcome) -> bool:
+    """Baselines and sentinels look for drift, not for the break."""
+    return outcome.purpose not in ("baseline", "sentinel")
+
+
+def ending(history: Iterable[Outcome], c_ok: int | None, c_bad: int | None) -> str:
+    """Why a search ended, in one sentence."""
+    valid: dict[int, bool] = {}
+    for o in filter(searched, history):
+        valid[o.concurrency] = valid.get(o.concurrency, False) or o.valid
+    unknown = min((c for c, known in valid.items() if not known), default=None)
+    if c_ok is None and c_bad is None:
+        return f"The measurement at {unknown} is INVALID, so nothing is known of the card."
+    if c_ok is None:
+        return f"The lowest level that was tried, {c_bad}, does not hold."
+    if unknown is not None and unknown > c_ok:
+        beyond = "" if c_bad is None else f" up to {c_bad}, which does not hold"
+        return f"{c_ok} holds; the measurement at {unknown} is INVALID, so nothing is known above{beyond}."
+    if c_bad is not None:
+        return f"{c_ok} holds and {c_bad} does not."
+    return f"No break was found up to {max(valid)}, the highest level that was tried."
