@@ -139,6 +139,7 @@ def test_the_decision_comes_first_and_the_parts_follow(page: str) -> None:
     assert titles == [
         "The decision",
         "What 4-bit bought, and what it did not",
+        "The memory bill: predicted, measured, explained",
         "Where it breaks",
         "Memory over time",
         "Can I believe it?",
