@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+STACKS ?= llamacpp vllm transformers sglang
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test lint format bench-memory build clean
+.PHONY: demo test test-stacks lint format bench-memory bench-client build clean
 
 demo: $(VENV)/.demo            ## the main job on this machine: real llama.cpp, three weight formats, a report
 	$(BIN)/loadproof demo $(ARGS)
@@ -12,6 +13,10 @@ demo: $(VENV)/.demo            ## the main job on this machine: real llama.cpp, 
 test: $(VENV)/.dev             ## all tests; what the machine lacks is skipped with its reason
 	-$(BIN)/loadproof demo --prepare
 	$(BIN)/python -m pytest $(ARGS)
+
+test-stacks: $(VENV)/.dev      ## real servers on this CPU, installed first: gigabytes and minutes; STACKS="vllm llamacpp"
+	$(BIN)/python tests/stacks/real/install.py $(STACKS)
+	LOADPROOF_REAL_STACKS="$(STACKS)" $(BIN)/python -m pytest tests/stacks/real $(ARGS)
 
 lint: $(VENV)/.dev             ## style, types, layers
 	$(BIN)/ruff check .
@@ -25,6 +30,9 @@ format: $(VENV)/.dev
 
 bench-memory: $(VENV)/.dev     ## the predicted memory bill against public measurements
 	$(BIN)/python -m benchmarks.memory $(ARGS)
+
+bench-client: $(VENV)/.dev     ## how true and how light the client is, against a server that knows what it sent
+	$(BIN)/python -m benchmarks.client $(ARGS)
 
 build: $(VENV)/.dev            ## wheel and sdist into dist/
 	$(BIN)/python -m build

@@ -83,6 +83,7 @@ class Campaign:
         self.overrides = tuple(overrides)
         self.run_id = journal.files.root.name
         self.started_ns = now_ns()
+        self._warned: set[str] = set()
 
     # --- the run ------------------------------------------------------------------------------------------------
 
@@ -216,6 +217,7 @@ class Campaign:
                 await life.is_ready(server)
                 self.journal.commit(ServerReady(at_ns=now_ns(), cell=cell.id, attempt=attempt, server=server.record))
                 self.progress.server_ready(server.record)
+                self._warn_once(cell, server.record.facts.get("version_note"))
                 async with Bench.on(server, stack, self.plan, cell, self.journal, attempt, self.progress) as bench:
                     note, failure = await self._climb(bench, cell, attempt, server, deadline_ns)
                 if failure is None:
@@ -227,6 +229,12 @@ class Campaign:
             with contextlib.suppress(HostError):  # a full disk is told by the commit that hit it first
                 self.journal.commit(ServerStopped(at_ns=now_ns(), cell=cell.id, attempt=attempt, failure=failure))
         return note
+
+    def _warn_once(self, cell: Cell, note: str | float | None) -> None:
+        """Of a release that is not known, and not of every server of it."""
+        if isinstance(note, str) and note not in self._warned:
+            self._warned.add(note)
+            self.progress.note(f"{cell.id}: {note}")
 
     def _starting(self, cell: Cell, attempt: int) -> Callable[[ServerRecord], None]:
         def starting(record: ServerRecord) -> None:

@@ -24,9 +24,11 @@ class _Entry(NamedTuple):
 COMMANDS = {
     "demo": _Entry("orchestrator.commands.demo", "demo", "The main job on real llama.cpp, here, in minutes."),
     "run": _Entry("orchestrator.commands.run", "run", "Measure what a plan asks for; find where it breaks; report."),
+    "load": _Entry("orchestrator.commands.load", "load", "Load any endpoint at one level; the times it answers in."),
     "size": _Entry("orchestrator.commands.size", "size", "Predict the memory bill before a card is rented."),
     "report": _Entry("orchestrator.commands.report", "report", "Build the HTML report of a run again."),
     "show": _Entry("orchestrator.commands.show", "show", "A run's results in the terminal."),
+    "stacks": _Entry("orchestrator.commands.stacks", "stacks", "The serving stacks, and what is known of each."),
     "doctor": _Entry("orchestrator.commands.doctor", "doctor", "What this machine can do, with remedies."),
     "clean": _Entry("orchestrator.commands.clean", "clean", "Stop and remove what a dead run left behind."),
 }

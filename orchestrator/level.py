@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import hashlib
 import itertools
-import os
 from collections.abc import AsyncIterator, Iterator
 from typing import Self
 
@@ -14,6 +13,8 @@ from orchestrator.clock import NS_PER_S, now_ns
 from orchestrator.journal import Journal, Lines
 from orchestrator.judge.level import decided_early, judge_level
 from orchestrator.judge.search import Measure
+from orchestrator.launch.environment import secret_values
+from orchestrator.launch.external import bearer
 from orchestrator.launch.server import Server
 from orchestrator.life import target_of
 from orchestrator.load.closed import run_closed
@@ -23,7 +24,7 @@ from orchestrator.plan import Cell, Plan
 from orchestrator.progress import Progress
 from orchestrator.records import LevelCommitted, LevelSpec, Request, RequestRecord, Sample, ServerFailure
 from orchestrator.watch.watch import watching
-from stacks.base import Deployment, Stack, Wire
+from stacks.base import Stack, Wire
 from workloads.text import PromptMaker
 from workloads.workload import requests_sha256
 
@@ -37,13 +38,6 @@ def level_seed(plan_seed: int, workload: str, concurrency: int, purpose: str, re
     prompt comes twice to one server and no prefix cache can help."""
     text = f"{plan_seed}/{workload}/{concurrency}/{purpose}/{replicate}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])
-
-
-def auth_headers(deployment: Deployment) -> dict[str, str]:
-    """An endpoint that is not ours gets the first of the deployment's secrets as a bearer token."""
-    if deployment.launch == "external" and deployment.secrets:
-        return {"Authorization": f"Bearer {os.environ[deployment.secrets[0]]}"}
-    return {}
 
 
 def memory_of(sample: Sample) -> float | None:
@@ -82,7 +76,7 @@ class Bench:
         model = stack.served_name(deployment)
         limits = RequestLimits(total_s=plan.ramp.deadline_seconds)
         target = target_of(server, stack, deployment)
-        headers = auth_headers(deployment)
+        headers = bearer(secret_values(deployment.secrets)) if deployment.launch == "external" else {}
         maker = await _prompt_maker(server, wire, model, plan, headers, limits)
         async with Sender(
             base_url=server.base_url, wire=wire, model=model, prompt=maker.prompt, headers=headers, limits=limits
@@ -193,7 +187,7 @@ class Bench:
     def _draws(self, spec: LevelSpec, part: str) -> Iterator[Request]:
         """Stratified draws of the level's size, one after another, each with a seed of its own."""
         workload = self._plan.workload(self._cell)
-        context = self._cell.workload.context_tokens or self._cell.deployment.context_tokens
+        context = self._cell.workload.context_tokens
         for number in itertools.count():
             seed = level_seed(spec.seed, self._cell.workload.name, spec.concurrency, part, number)
             yield from workload.draw(seed, spec.requests, context)

@@ -151,6 +151,10 @@ class LevelSpec(Record, frozen=True, kw_only=True):
     """Unmeasured requests keep the load up for at most this long after the last measured issue."""
     deadline_seconds: float
     """A request unfinished this long after it was sent has failed (timeout)."""
+    think_seconds: float = 0.0
+    """A user's pause between an answer and its next request."""
+    rate_per_s: float | None = None
+    """Open loop: mean rate at which requests are due; `concurrency` is 0 then."""
 
 
 class ClientHealth(Record, frozen=True, kw_only=True):

@@ -159,6 +159,16 @@ class Wire(ABC):
     def delta(self, event: Any) -> Delta:
         """Meaning of one decoded JSON event; never raises on odd shapes: unknown keys and types mean nothing."""
 
+    def read(self, data: bytes) -> Delta:
+        """Meaning of one event as it came; the same as `delta`, for dialects that have a faster way. Raises
+        `msgspec.DecodeError` on what is not JSON, `UnicodeDecodeError` on what is not UTF-8."""
+        return self.delta(msgspec.json.decode(data))
+
+    def count_texts(self, events: bytes) -> int | None:
+        """Number of events in a JSON array of them, if each means `Delta(text=True)`; None if not, or if this dialect
+        has no fast way to tell."""
+        return None
+
 
 # --- the log and the metrics ------------------------------------------------------------------------------------
 
@@ -199,6 +209,10 @@ class Stack(ABC):
     def problems(self, deployment: Deployment) -> list[Setting]:
         """Every setting that this stack (in the deployment's version) does not accept."""
 
+    def checkpoint_problems(self, deployment: Deployment, quantized_as: str) -> list[Setting]:
+        """What does not fit to a checkpoint that is on this machine: quantized by that method, or plain (``""``)."""
+        return []
+
     @abstractmethod
     def launch(self, deployment: Deployment, host: str, port: int) -> LaunchSpec:
         """What to start so that it listens on host:port. For docker, `port` is the port inside the container."""
@@ -231,6 +245,10 @@ class Stack(ABC):
     def metric_values(self, text: str) -> dict[str, float]:
         """Prometheus text -> canonical values: running, waiting, kv_use, preemptions_total, prompt_tokens_total,
         output_tokens_total, cached_tokens_total, kv_tokens. A metric that is absent is absent, never 0."""
+
+    def version_note(self, version: str | None) -> str | None:
+        """A warning if a release lies outside of those that are known, so that its lines and metrics may be unknown."""
+        return None
 
     def notes(self, deployment: Deployment) -> list[str]:
         """Sentences for the report: what this combination cannot show, which traps were defeated."""

@@ -33,6 +33,18 @@ def command_words(flags: Iterable[Flag | None], args: Sequence[str]) -> tuple[st
     return (*(word for flag in kept for word in flag.words), *args)
 
 
+def options(argv: Sequence[str]) -> list[tuple[str, ...]]:
+    """A command line as a reader groups it: each flag with its value, and every other word alone."""
+    groups: list[tuple[str, ...]] = []
+    for word in argv:
+        is_flag = word.startswith("-") and not word.lstrip("-").isdigit()
+        if groups and not is_flag and groups[-1][0].startswith("-") and len(groups[-1]) == 1:
+            groups[-1] = (*groups[-1], word)
+        else:
+            groups.append((word,))
+    return groups
+
+
 def when(condition: object, flag: Flag) -> Flag | None:
     """The flag, if the condition holds."""
     return flag if condition else None

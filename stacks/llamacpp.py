@@ -14,7 +14,7 @@ from stacks.logs import MIB, Fact, failure
 from stacks.openai import ChatWire, CompletionsWire, Dialect, count, error_text
 from stacks.prometheus import Metric
 from stacks.settings import Release, Values
-from stacks.sheet import QUIET_HUB, DataSheet
+from stacks.sheet import ANY_REVISION, DataSheet
 
 DEFAULT_SLOTS = 4
 DEFAULT_BATCH_TOKENS = 2048
@@ -42,7 +42,14 @@ FACTS = (
     Fact("kv_type", re.compile(r"\bsize\s+=.*\bK \((?P<value>\w+)\):"), None),
     Fact("file_type", re.compile(r"print_info: file type\s+= (?P<value>.+?)\s*$"), None),
     Fact("compute_bytes", re.compile(r":\s+(?P<part>\S+) compute buffer size =\s*(?P<value>[\d.]+) MiB"), MIB, "parts"),
-    Fact("fit", re.compile(r"(?P<value>cannot meet free memory targets? (?:of|on all devices)[^,]*)"), None),
+    Fact(
+        "fit",
+        re.compile(
+            r"(?P<value>cannot meet free memory targets? (?:of|on all devices)[^,]*"
+            r"|failed to fit params to free device memory)"
+        ),
+        None,
+    ),
 )
 _BUILD = re.compile(r"build(?:_info)?:? (?P<build>b?\d+ ?[-(]\w+)")
 _CONTEXT = re.compile(r"constructing llama_context")
@@ -175,6 +182,8 @@ class LlamaCpp(DataSheet):
     refused: ClassVar[Mapping[str, str]] = {
         "memory_fraction": "It takes what context_tokens and max_concurrency need.",
         "kv_cache_bytes": "llama.cpp sizes its KV cache in tokens: kv_cache_tokens.",
+        "revision": ANY_REVISION,
+        "tensor_parallel": 'It splits by layer over all GPUs it is given; args = ["-sm", "row"] changes that.',
     }
     dialect = Dialect(length="ignore_eos", fields={"cache_prompt": False})
     start_marker = re.compile(r"loading model '")
@@ -193,21 +202,15 @@ class LlamaCpp(DataSheet):
         return quantization.upper()
 
     def more_problems(self, deployment: Deployment) -> list[Setting]:
-        found = []
         asked, stands = deployment.quantization, file_type(deployment.model)
-        if asked is not None and stands is not None and not stands.startswith(asked.upper()):
-            message = f"The file decides the quantization, and {deployment.model} is named {stands}, not {asked}."
-            found.append(Setting("quantization", message, "Name another file, or leave the key out."))
-        if deployment.tensor_parallel > 1:
-            remedy = 'It splits by layer over all GPUs it is given; args = ["-sm", "row"] changes that.'
-            found.append(Setting("tensor_parallel", "llama.cpp has no such setting.", remedy))
-        return found
+        if asked is None or stands is None or stands.startswith(asked.upper()):
+            return []
+        message = f"The file decides the quantization, and {deployment.model} is named {stands}, not {asked}."
+        return [Setting("quantization", message, "Name another file, or leave the key out.")]
 
     # --- what to start ------------------------------------------------------------------------------------------
 
-    def served_name(self, deployment: Deployment) -> str:
-        if deployment.served_name:
-            return deployment.served_name
+    def own_name(self, deployment: Deployment) -> str:
         return PurePosixPath(deployment.model).stem if is_file(deployment.model) else deployment.model
 
     def image(self, deployment: Deployment) -> str | None:
@@ -215,9 +218,6 @@ class LlamaCpp(DataSheet):
 
     def entrypoint(self, deployment: Deployment) -> tuple[str, ...] | None:
         return ("/app/llama-server",)
-
-    def environment(self, deployment: Deployment) -> Mapping[str, str]:
-        return QUIET_HUB
 
     def arguments(self, deployment: Deployment, host: str, port: int) -> tuple[str, ...]:
         slots = deployment.max_concurrency or DEFAULT_SLOTS
@@ -344,15 +344,15 @@ def _weight_facts(lines: Sequence[str]) -> dict[str, float | str]:
     of a device proves it.
     """
     buffers = dict(_buffers(lines, _WEIGHTS))
-    device = sum(size for name, size in buffers.items() if not _on_host(name))
-    host = sum(size for name, size in buffers.items() if _on_host(name))
-    if not buffers:
-        return {}
+    device = [size for name, size in buffers.items() if not _on_host(name)]
+    host = [size for name, size in buffers.items() if _on_host(name)]
     if not device:
-        return {"weights_bytes": host, "gpu_layers": 0.0}
+        return {"weights_bytes": sum(host), "gpu_layers": 0.0} if host else {}
+    facts: dict[str, float | str] = {"weights_bytes": sum(device)}
+    if host:
+        facts["host_weights_bytes"] = sum(host)
     layers = [float(found["n"]) for line in lines if (found := _LAYERS.search(line))]
-    more: dict[str, float | str] = {"gpu_layers": layers[-1]} if layers else {}
-    return {"weights_bytes": device, "host_weights_bytes": host, **more}
+    return {**facts, "gpu_layers": layers[-1]} if layers else facts
 
 
 def _kv_facts(lines: Sequence[str]) -> dict[str, float | str]:

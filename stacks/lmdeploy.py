@@ -12,7 +12,7 @@ from stacks.logs import GIB, MIB, Fact, failure
 from stacks.openai import ChatWire, Dialect, TextCompletionsWire
 from stacks.prometheus import Metric
 from stacks.settings import Values
-from stacks.sheet import QUIET_HUB, DataSheet
+from stacks.sheet import DataSheet
 
 DEFAULT_SHARE = 0.8
 DEFAULT_SEQUENCES = 256
@@ -25,8 +25,11 @@ FACTS = (
     Fact("kv_blocks", re.compile(r"\[BlockManager\] max_block_count = (?P<value>\d+)")),
     Fact("engine", re.compile(r"input backend=(?P<value>\w+)"), None),
     Fact("engine_fallback", re.compile(r"Fallback to (?P<value>pytorch engine) because"), None),
+    Fact("prefill_tokens", re.compile(r"No enough memory\. Update max_prefill_token_num=(?P<value>\d+)")),
+    Fact("quantized_before", re.compile(r"(?P<value>Can not perform weight quantization on quantized model)"), None),
     Fact("context_tokens", re.compile(r"session_len=(?P<value>\d+)")),
 )
+_POOL = re.compile(r"CacheConfig\(.*?block_size=(?P<tokens>\d+),.*?num_gpu_blocks=(?P<n>\d+)")
 _BLOCK = re.compile(r"\[BlockManager\] block_size = (?P<mb>[\d.]+) MB")
 _BLOCKS = re.compile(r"\[BlockManager\] max_block_count = (?P<n>\d+)")
 
@@ -79,8 +82,8 @@ class LmDeploy(DataSheet):
     shm_bytes = 16 * GIB
     start_timeout_s = 1800.0
 
-    quantizations = Values.growing(("0.14.0", "hf awq gptq compressed-tensors fp8 mxfp4", ""))
-    on_load: ClassVar[Mapping[str, str]] = {"fp8": "", "hf": ""}
+    quantizations = Values.growing(("0.14.0", "awq gptq compressed-tensors fp8 mxfp4", ""))
+    on_load: ClassVar[Mapping[str, str]] = {"fp8": ""}
     kv_dtypes = Values((((0, 0, 0), tuple(KV_POLICIES)),))
     dtypes = ("float16", "bfloat16")
     refused: ClassVar[Mapping[str, str]] = {
@@ -113,16 +116,16 @@ class LmDeploy(DataSheet):
         ]
         return (deployment.model, *command_words(flags, deployment.args))
 
-    def environment(self, deployment: Deployment) -> Mapping[str, str]:
-        return {"NO_COLOR": "1", **QUIET_HUB}
-
     def derived_facts(self, lines: Sequence[str]) -> dict[str, float | str]:
         sizes = [float(found["mb"]) for line in lines if (found := _BLOCK.search(line))]
         counts = [int(found["n"]) for line in lines if (found := _BLOCKS.search(line))]
-        return {"kv_bytes": sizes[-1] * counts[-1] * MIB} if sizes and counts else {}
+        facts: dict[str, float | str] = {"kv_bytes": sizes[-1] * counts[-1] * MIB} if sizes and counts else {}
+        pools = [found for line in lines if (found := _POOL.search(line))]
+        return {**facts, "kv_tokens": float(pools[-1]["tokens"]) * int(pools[-1]["n"])} if pools else facts
 
     def notes(self, deployment: Deployment) -> list[str]:
-        return [
-            *super().notes(deployment),
-            "LMDeploy cuts an answer silently where prompt and output exceed session_len.",
-        ]
+        found = super().notes(deployment)
+        found.append("LMDeploy cuts an answer silently where prompt and output exceed session_len.")
+        if deployment.quantization == "fp8" or deployment.kv_dtype.startswith("fp8"):
+            found.append("fp8 on load and an fp8 KV cache are the PyTorch engine's: see the fact engine_fallback.")
+        return found

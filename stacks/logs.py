@@ -18,7 +18,7 @@ MAX_TEXT_FACT = 120
 
 _ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 _LINE_END = re.compile(r"\r\n|\r|\n")
-_RANK = re.compile(r"\b(?:(?:TP|PP|DP|EP)\d+(?:[_ ](?:TP|PP|DP|EP)\d+)*|rank=\d+)")
+_RANK = re.compile(r"(?<![A-Za-z])(?:(?:TP|PP|DP|EP)\d+(?:[_ ](?:TP|PP|DP|EP)\d+)*|rank=\d+)")
 _PREFIX_CHARACTERS = 160
 
 
@@ -171,6 +171,16 @@ SHARED_FAILURES = (
         "shm",
         r"Bus error|/dev/shm.*No space left on device|No space left on device.*/dev/shm",
         "Give the container more shared memory: shm_bytes.",
+    ),
+    failure(
+        "nccl",
+        r"NCCL error.*unhandled system error",
+        "The GPUs cannot talk to each other, mostly for want of shared memory: raise shm_bytes; NCCL_DEBUG=INFO tells.",
+    ),
+    failure(
+        "xid",
+        r"NVRM: Xid \(",
+        "The card or its driver failed, not the load: look at dmesg, reset or replace the card.",
     ),
     failure(
         "out of memory",

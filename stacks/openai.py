@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 import msgspec
 
@@ -62,8 +62,53 @@ def salt(prompt: Prompt) -> str:
     return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
 
+# An event that is a piece of text and nothing else, as a type: decoding it checks it, many at once.
+
+
+class _PlainText(msgspec.Struct, gc=False):
+    text: Annotated[str, msgspec.Meta(min_length=1)]
+    delta: None = None
+    finish_reason: None = None
+    token_ids: None = None
+
+
+class _PlainContent(msgspec.Struct, gc=False):
+    content: Annotated[str, msgspec.Meta(min_length=1)]
+    reasoning: None = None
+    reasoning_content: None = None
+    tool_calls: None = None
+
+
+class _PlainDelta(msgspec.Struct, gc=False):
+    delta: _PlainContent
+    text: None = None
+    finish_reason: None = None
+    token_ids: None = None
+
+
+_AChoice = TypeVar("_AChoice")
+
+
+class _Plain(msgspec.Struct, Generic[_AChoice], gc=False):
+    choices: tuple[_AChoice]
+    object: Literal["chat.completion.chunk", "text_completion"]
+    error: None = None
+    detail: None = None
+    usage: None = None
+    timings: None = None
+
+
 class OpenAIWire(Wire):
     """What chat and completions have in common."""
+
+    texts: ClassVar[msgspec.json.Decoder[list[Any]]]
+    """Reads a list of events if each is a piece of text and nothing else."""
+
+    def count_texts(self, events: bytes) -> int | None:
+        try:
+            return len(self.texts.decode(events))
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
 
     def __init__(self, dialect: Dialect = PLAIN) -> None:
         self.dialect = dialect
@@ -72,12 +117,20 @@ class OpenAIWire(Wire):
     def delta(self, event: Any) -> Delta:
         return openai_delta(event)
 
+    def read(self, data: bytes) -> Delta:
+        try:
+            event = _decode_event(data)
+        except msgspec.ValidationError:
+            return self.delta(msgspec.json.decode(data))
+        return _plain_delta(event) or self.delta(msgspec.json.decode(data))
+
 
 class ChatWire(OpenAIWire):
     """``/v1/chat/completions``: one user message of text."""
 
     name: ClassVar[str] = "chat"
     path: ClassVar[str] = "/v1/chat/completions"
+    texts: ClassVar[msgspec.json.Decoder[list[Any]]] = msgspec.json.Decoder(list[_Plain[_PlainDelta]])
 
     def body(self, prompt: Prompt, output_tokens: int, model: str) -> dict[str, Any]:
         if prompt.text is None:
@@ -92,6 +145,7 @@ class CompletionsWire(OpenAIWire):
     name: ClassVar[str] = "completions"
     path: ClassVar[str] = "/v1/completions"
     takes_token_ids: ClassVar[bool] = True
+    texts: ClassVar[msgspec.json.Decoder[list[Any]]] = msgspec.json.Decoder(list[_Plain[_PlainText]])
 
     def body(self, prompt: Prompt, output_tokens: int, model: str) -> dict[str, Any]:
         content: str | list[int] = list(prompt.token_ids) if prompt.token_ids is not None else prompt.text or ""
@@ -110,6 +164,52 @@ class TextCompletionsWire(CompletionsWire):
 
 
 # --- the meaning of an event ------------------------------------------------------------------------------------
+
+
+class _Text(msgspec.Struct):
+    """`delta` of a chat chunk."""
+
+    content: Any = None
+    reasoning: Any = None
+    reasoning_content: Any = None
+    tool_calls: Any = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Text | None = None
+    text: Any = None
+    finish_reason: Any = None
+    token_ids: Any = None
+
+
+class _Event(msgspec.Struct):
+    """A chunk, as far as a meaning is known. Decoding it costs a third of building all of its dictionaries."""
+
+    choices: list[_Choice] = []
+    error: Any = None
+    object: Any = None
+    detail: Any = None
+    usage: Any = None
+    timings: Any = None
+
+
+_decode_event = msgspec.json.Decoder(_Event).decode
+_TEXT, _REASONING, _NOTHING = Delta(text=True), Delta(reasoning=True), Delta()
+
+
+def _plain_delta(event: _Event) -> Delta | None:
+    """Meaning of the usual chunk, a piece of text and nothing else; None if there is more in it."""
+    if event.error or event.detail or event.usage or event.timings or len(event.choices) != 1:
+        return None
+    choice = event.choices[0]
+    if choice.finish_reason is not None or choice.token_ids is not None or event.object == "error":
+        return None
+    text = choice.delta
+    if text is None:
+        return _TEXT if _filled(choice.text) else _NOTHING
+    if _filled(text.content) or _filled(choice.text) or _filled(text.tool_calls):
+        return None if text.reasoning or text.reasoning_content else _TEXT
+    return _REASONING if _filled(text.reasoning) or _filled(text.reasoning_content) else _NOTHING
 
 
 def openai_delta(event: Any) -> Delta:

@@ -10,9 +10,9 @@ from stacks.base import Capabilities, Deployment, Readiness, Wire
 from stacks.command import Flag, command_words, when
 from stacks.logs import GIB, Fact, failure, number_of
 from stacks.openai import ChatWire, CompletionsWire, Dialect
-from stacks.prometheus import Metric
+from stacks.prometheus import Metric, values_of
 from stacks.settings import Values
-from stacks.sheet import QUIET_HUB, DataSheet
+from stacks.sheet import QUIET, DataSheet
 
 DEFAULT_SEQUENCES = 256
 DEFAULT_CHUNK_TOKENS = 8192
@@ -97,10 +97,15 @@ METRICS = {
     "preemptions_total": (Metric("sglang:num_retracted_requests_total"),),
     "prompt_tokens_total": (Metric("sglang:prompt_tokens_total"),),
     "output_tokens_total": (Metric("sglang:generation_tokens_total"),),
-    "cached_tokens_total": (Metric("sglang:cached_tokens_total"),),
+    "cached_tokens_total": (
+        Metric("sglang:cached_tokens_total"),  # from its first hit on; the other one from the start, in newer releases
+        Metric("sglang:prefill_effective_tokens_total", {"mode": "device_hit"}),
+    ),
     "kv_tokens": (Metric("sglang:max_total_num_tokens"),),
     "kv_used_tokens": (Metric("sglang:kv_used_tokens"), Metric("sglang:num_used_tokens")),
 }
+RETRACTED_NOW = {"retracted": (Metric("sglang:num_retracted_reqs"),)}
+"""The gauge that stands beside the counter of retractions, which appears with the first one."""
 
 
 class Sglang(DataSheet):
@@ -140,6 +145,7 @@ class Sglang(DataSheet):
     dtypes = ("half", "float16", "bfloat16", "float", "float32")
     refused: ClassVar[Mapping[str, str]] = {"kv_cache_bytes": "SGLang sizes its KV pool in tokens: kv_cache_tokens."}
     dialect = Dialect(length="ignore_eos", min_tokens_field="min_tokens")
+    salts = True
     start_marker = re.compile(r"server_args=")
     facts = FACTS
     failures = FAILURES
@@ -170,22 +176,16 @@ class Sglang(DataSheet):
         return command_words(flags, deployment.args)
 
     def environment(self, deployment: Deployment) -> Mapping[str, str]:
-        return {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false", "NO_COLOR": "1", **QUIET_HUB}
-
-    def dialect_of(self, deployment: Deployment) -> Dialect:
-        if deployment.launch != "external":
-            return self.dialect
-        return Dialect(length="ignore_eos", min_tokens_field="min_tokens", salted=True)
+        return {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false", **QUIET}
 
     def derived_facts(self, lines: Sequence[str]) -> dict[str, float | str]:
         return {**_weights_by_difference(lines), **_kv_bytes(lines)}
 
     def metric_values(self, text: str) -> dict[str, float]:
         values = super().metric_values(text)
-        # From 0.5.9 (which has the gauge kv_tokens) labelled counters appear with their first event: absent is 0.
-        if "kv_tokens" in values and "prompt_tokens_total" in values:
+        # The counter came with 0.5.9, as did the gauge of kv_tokens: where both gauges are, no counter means none yet.
+        if "kv_tokens" in values and values_of(text, RETRACTED_NOW):
             values.setdefault("preemptions_total", 0.0)
-            values.setdefault("cached_tokens_total", 0.0)
         return values
 
     def notes(self, deployment: Deployment) -> list[str]:

@@ -7,7 +7,10 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+import msgspec
+
 from stacks.base import Deployment, FailurePattern, FoundFailure, LaunchSpec, Setting, Stack, Wire
+from stacks.checkpoint import FROM_CHECKPOINT
 from stacks.command import mounts_of, visible_devices
 from stacks.logs import SHARED_FAILURES, Fact, clean_lines, facts_of, find_failure, since_last_start
 from stacks.openai import PLAIN, Dialect, OpenAIWire
@@ -16,7 +19,10 @@ from stacks.settings import Release, Values, dotted, not_accepted, release, rele
 
 NEVER = re.compile(r"(?!)")
 GIB = 2**30
-QUIET_HUB = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+ANY_REVISION = "It takes the newest one: download the revision, and name its folder or file as the model."
+QUIET = {"NO_COLOR": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+"""Environment of every server: no colours in its log, no telemetry."""
+_UNSET = {field.name: field.default for field in msgspec.structs.fields(Deployment)}
 
 
 class DataSheet(Stack):
@@ -37,8 +43,12 @@ class DataSheet(Stack):
     """Compute types beside ``auto``."""
     refused: ClassVar[Mapping[str, str]] = {}
     """Settings of a deployment that the stack has no counterpart of -> what to do instead."""
+    renames: ClassVar[bool] = True
+    """Serves a model under any name that it is told."""
 
     dialect: ClassVar[Dialect] = PLAIN
+    salts: ClassVar[bool] = False
+    """Takes ``cache_salt``, which keeps prompts out of a prefix cache that is not ours to switch off."""
     start_marker: ClassVar[re.Pattern[str]] = NEVER
     """A line that every start prints; only what follows the last one is read."""
     stop_marker: ClassVar[re.Pattern[str]] = NEVER
@@ -56,20 +66,35 @@ class DataSheet(Stack):
         return release_of(deployment, self.default_image)
 
     def problems(self, deployment: Deployment) -> list[Setting]:
-        return [
-            *self._api_problems(deployment),
-            *self._value_problems(deployment),
-            *self._refused_settings(deployment),
-            *_size_problems(deployment),
-            *self.more_problems(deployment),
-        ]
+        found = [*self._api_problems(deployment), *_size_problems(deployment)]
+        if deployment.launch != "external":
+            found += self._value_problems(deployment)
+            found += self._refused_settings(deployment)
+            found += self._name_problems(deployment)
+            found += self.more_problems(deployment)
+        return found
+
+    def checkpoint_problems(self, deployment: Deployment, quantized_as: str) -> list[Setting]:
+        asked, number = deployment.quantization, self.release(deployment)
+        if asked is None or asked not in self.quantizations.at(number):
+            return []
+        on_load = self.quantizes_on_load(asked, number)
+        if not quantized_as and not on_load and FROM_CHECKPOINT.search(asked):
+            able = ", ".join(value for value in self.quantizations.at(number) if self.quantizes_on_load(value, number))
+            message = f"{asked} needs a checkpoint that is quantized already, and {deployment.model} is plain."
+            remedy = "Take a quantized one" + (f", or quantize while it loads: {able}." if able else ".")
+            return [Setting("quantization", message, remedy)]
+        if quantized_as and on_load and not (asked.startswith(quantized_as) or quantized_as.startswith(asked)):
+            message = f"{asked} quantizes a plain checkpoint, and {deployment.model} is quantized as {quantized_as}."
+            return [Setting("quantization", message, "Leave quantization out, or take the plain checkpoint.")]
+        return []
 
     def spelled(self, quantization: str) -> str:
         """A quantization as the tables spell it."""
         return quantization
 
     def more_problems(self, deployment: Deployment) -> list[Setting]:
-        """What only this stack refuses."""
+        """What only this stack refuses, of a deployment that is to be started."""
         return []
 
     def _label(self, deployment: Deployment) -> str:
@@ -81,8 +106,6 @@ class DataSheet(Stack):
         return [] if deployment.api in spoken else [not_accepted("api", deployment.api, spoken, self.title)]
 
     def _value_problems(self, deployment: Deployment) -> list[Setting]:
-        if deployment.launch == "external":
-            return []
         number, label = self.release(deployment), self._label(deployment)
         found = []
         asked = deployment.quantization
@@ -97,21 +120,29 @@ class DataSheet(Stack):
         return found
 
     def _refused_settings(self, deployment: Deployment) -> list[Setting]:
-        if deployment.launch == "external":
-            return []
         return [
             Setting(key, f"{self.title} has no such setting.", remedy)
             for key, remedy in self.refused.items()
-            if getattr(deployment, key) is not None
+            if getattr(deployment, key) != _UNSET[key]
         ]
+
+    def _name_problems(self, deployment: Deployment) -> list[Setting]:
+        own = self.own_name(deployment)
+        if self.renames or deployment.served_name in (None, own):
+            return []
+        return [Setting("served_name", f'{self.title} serves this model as "{own}".', "Leave served_name out.")]
 
     # --- what to start ------------------------------------------------------------------------------------------
 
     def container_port(self, deployment: Deployment) -> int:
         return self.port
 
+    def own_name(self, deployment: Deployment) -> str:
+        """The name under which it serves a model unless it is told another one."""
+        return deployment.model
+
     def served_name(self, deployment: Deployment) -> str:
-        return deployment.served_name or deployment.model
+        return deployment.served_name or self.own_name(deployment)
 
     @abstractmethod
     def arguments(self, deployment: Deployment, host: str, port: int) -> tuple[str, ...]:
@@ -123,7 +154,7 @@ class DataSheet(Stack):
 
     def environment(self, deployment: Deployment) -> Mapping[str, str]:
         """Environment variables of the stack itself; those of the plan count more."""
-        return {}
+        return QUIET
 
     def image(self, deployment: Deployment) -> str | None:
         return deployment.image or self.default_image
@@ -164,7 +195,8 @@ class DataSheet(Stack):
 
     def dialect_of(self, deployment: Deployment) -> Dialect:
         """The options that requests of a deployment carry."""
-        return self.dialect
+        salted = self.salts and deployment.launch == "external"
+        return msgspec.structs.replace(self.dialect, salted=True) if salted else self.dialect
 
     def wire(self, deployment: Deployment) -> Wire:
         for wire in self.wires:
@@ -193,24 +225,22 @@ class DataSheet(Stack):
     # --- what the report says -----------------------------------------------------------------------------------
 
     def notes(self, deployment: Deployment) -> list[str]:
-        found = [self.status] if self.status else []
-        found += self._version_notes(deployment)
+        number = self.release(deployment)
+        told = (self.status, self.version_note(dotted(number) if number else None))
+        found = [sentence for sentence in told if sentence]
         if deployment.launch != "external":
             found += self._weight_notes(deployment)
         return found
 
-    def _version_notes(self, deployment: Deployment) -> list[str]:
-        number = self.release(deployment)
-        if self.versions is None or number is None:
-            return []
-        oldest, newest = (release(text) for text in self.versions)
-        known = " to ".join(self.versions)
-        if (newest and number > newest) or (oldest and number < oldest):
-            return [
-                f"{self.title} {dotted(number)} lies outside of what is known ({known}): a log line or metric "
-                "that it has renamed is shown as not reported."
-            ]
-        return []
+    def version_note(self, version: str | None) -> str | None:
+        number = release(version)
+        oldest, newest = map(release, self.versions or ("", ""))
+        if number is None or oldest is None or newest is None or oldest <= number <= newest:
+            return None
+        return (
+            f"{self.title} {dotted(number)} lies outside of what is known ({dotted(oldest)} to {dotted(newest)}): "
+            "a log line or a metric that it has renamed is shown as not reported."
+        )
 
     def _weight_notes(self, deployment: Deployment) -> list[str]:
         asked = deployment.quantization

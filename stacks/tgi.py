@@ -13,7 +13,7 @@ from stacks.logs import GIB, Fact, failure
 from stacks.openai import ChatWire, Dialect, TextCompletionsWire, count, error_text
 from stacks.prometheus import Metric, values_of
 from stacks.settings import Values
-from stacks.sheet import QUIET_HUB, DataSheet
+from stacks.sheet import QUIET, DataSheet
 
 DEFAULT_PREFILL_TOKENS = 4096
 ADMITTED_REQUESTS = 4096
@@ -166,6 +166,7 @@ class Tgi(DataSheet):
         "kv_cache_bytes": "TGI takes what is free: memory_fraction is the only knob.",
         "kv_cache_tokens": "TGI ignores a given size since 3.0: memory_fraction is the only knob.",
     }
+    renames = False
     dialect = Dialect()
     start_marker = re.compile(r"\bArgs \{")
     facts = FACTS
@@ -174,16 +175,9 @@ class Tgi(DataSheet):
     metrics = METRICS
 
     def more_problems(self, deployment: Deployment) -> list[Setting]:
-        if deployment.launch == "external":
+        if deployment.quantization is None or deployment.dtype == "auto":
             return []
-        found = []
-        if deployment.quantization is not None and deployment.dtype != "auto":
-            message = "TGI does not take dtype beside quantization."
-            found.append(Setting("dtype", message, "Leave dtype out."))
-        if deployment.served_name not in (None, deployment.model):
-            message = "TGI serves a model under its own name."
-            found.append(Setting("served_name", message, "Leave served_name out."))
-        return found
+        return [Setting("dtype", "TGI does not take dtype beside quantization.", "Leave dtype out.")]
 
     def entrypoint(self, deployment: Deployment) -> tuple[str, ...] | None:
         return None
@@ -213,7 +207,7 @@ class Tgi(DataSheet):
 
     def environment(self, deployment: Deployment) -> Mapping[str, str]:
         # The second name is that of 2.3.
-        return {"PREFIX_CACHING": "0", "USE_PREFIX_CACHING": "0", "NO_COLOR": "1", **QUIET_HUB}
+        return {"PREFIX_CACHING": "0", "USE_PREFIX_CACHING": "0", **QUIET}
 
     def metric_values(self, text: str) -> dict[str, float]:
         values = values_of(text, self.metrics)

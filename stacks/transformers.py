@@ -6,12 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import ClassVar
 
-from stacks.base import Capabilities, Deployment, Readiness, Setting, Wire
+from stacks.base import Capabilities, Deployment, Readiness, Wire
 from stacks.command import Flag, command_words, when
 from stacks.logs import MIB, Fact, failure
 from stacks.openai import ChatWire, Dialect, TextCompletionsWire
 from stacks.settings import Values
-from stacks.sheet import QUIET_HUB, DataSheet
+from stacks.sheet import ANY_REVISION, DataSheet
 
 BLOCK_TOKENS = 256
 DEFAULT_BATCHED_TOKENS = 8192
@@ -58,16 +58,13 @@ class Transformers(DataSheet):
     refused: ClassVar[Mapping[str, str]] = {
         "kv_cache_bytes": "Its pool is sized in tokens: kv_cache_tokens.",
         "max_concurrency": "It runs what its cache holds: kv_cache_tokens bounds it.",
-        "context_tokens": "The model decides: leave it out.",
+        "revision": ANY_REVISION,
+        "tensor_parallel": "It serves from one device: leave it out.",
     }
+    renames = False
     dialect = Dialect(length="config_string")
     facts = FACTS
     failures = FAILURES
-
-    def more_problems(self, deployment: Deployment) -> list[Setting]:
-        if deployment.launch == "external" or deployment.served_name in (None, deployment.model):
-            return []
-        return [Setting("served_name", "It serves a model under its own name.", "Leave served_name out.")]
 
     def arguments(self, deployment: Deployment, host: str, port: int) -> tuple[str, ...]:
         tokens = deployment.kv_cache_tokens
@@ -86,8 +83,8 @@ class Transformers(DataSheet):
         ]
         return (deployment.model, *command_words(flags, deployment.args))
 
-    def environment(self, deployment: Deployment) -> Mapping[str, str]:
-        return {"NO_COLOR": "1", **QUIET_HUB}
-
     def notes(self, deployment: Deployment) -> list[str]:
-        return [*super().notes(deployment), "transformers serve tells no metrics: its KV use and queue are not seen."]
+        found = [*super().notes(deployment), "transformers serve tells no metrics: its KV use and queue are not seen."]
+        if deployment.launch != "external" and deployment.context_tokens is not None:
+            found.append("context_tokens bounds the requests alone: transformers serve has no such limit.")
+        return found

@@ -14,7 +14,7 @@ from stacks.logs import GIB, MIB, Fact, failure
 from stacks.openai import ChatWire, CompletionsWire, Dialect
 from stacks.prometheus import Metric
 from stacks.settings import Values
-from stacks.sheet import QUIET_HUB, DataSheet
+from stacks.sheet import ANY_REVISION, QUIET, DataSheet
 
 DEFAULT_BATCH_SIZE = 256
 DEFAULT_BATCHED_TOKENS = 8192
@@ -92,7 +92,9 @@ class TrtLlm(DataSheet):
     refused: ClassVar[Mapping[str, str]] = {
         "kv_cache_bytes": "TensorRT-LLM takes a share of what is free: memory_fraction.",
         "kv_cache_tokens": 'It stands in a file: args = ["--config", FILE] with kv_cache_config: {max_tokens: N}.',
+        "revision": ANY_REVISION,
     }
+    renames = False
     dialect = Dialect(length="ignore_eos", min_tokens_field="min_tokens")
     facts = FACTS
     failures = FAILURES
@@ -100,15 +102,14 @@ class TrtLlm(DataSheet):
     metrics = METRICS
 
     def more_problems(self, deployment: Deployment) -> list[Setting]:
-        if deployment.launch == "external" or deployment.kv_dtype == "auto" or _has_config(deployment):
+        if deployment.kv_dtype == "auto" or _has_config(deployment):
             return []
-        remedy = (
-            'Mount a file with kv_cache_config: {dtype: ..., enable_block_reuse: false} and args = ["--config", FILE].'
-        )
+        file = "kv_cache_config: {dtype: ..., enable_block_reuse: false}"
+        remedy = f'Mount a file with {file} and args = ["--config", FILE].'
         return [Setting("kv_dtype", "trtllm-serve takes the KV type from a file only.", remedy)]
 
-    def served_name(self, deployment: Deployment) -> str:
-        return deployment.served_name or deployment.model.rstrip("/").rpartition("/")[2]
+    def own_name(self, deployment: Deployment) -> str:
+        return deployment.model.rstrip("/").rpartition("/")[2]
 
     def arguments(self, deployment: Deployment, host: str, port: int) -> tuple[str, ...]:
         flags = [
@@ -124,10 +125,12 @@ class TrtLlm(DataSheet):
         return (deployment.model, *command_words(flags, deployment.args))
 
     def environment(self, deployment: Deployment) -> Mapping[str, str]:
-        return {"TRTLLM_NO_USAGE_STATS": "1", **QUIET_HUB}
+        return {"TRTLLM_NO_USAGE_STATS": "1", **QUIET}
 
     def launch(self, deployment: Deployment, host: str, port: int) -> LaunchSpec:
-        return msgspec.structs.replace(super().launch(deployment, host, port), ipc_host=deployment.launch == "docker")
+        in_container = deployment.launch == "docker"
+        spec = super().launch(deployment, host, port)
+        return msgspec.structs.replace(spec, ipc_host=in_container and deployment.shm_bytes is None)
 
     def notes(self, deployment: Deployment) -> list[str]:
         found = [

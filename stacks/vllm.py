@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from stacks.base import Capabilities, Deployment, Readiness, Setting, Wire
@@ -12,9 +12,10 @@ from stacks.logs import GIB, Fact, failure
 from stacks.openai import ChatWire, CompletionsWire, Dialect
 from stacks.prometheus import Metric, values_of
 from stacks.settings import Values
-from stacks.sheet import QUIET_HUB, DataSheet
+from stacks.sheet import QUIET, DataSheet
 
-BLOCK_TOKENS = 16
+BLOCK_TOKENS = 32
+"""The least that the attention backends of GPUs and CPUs have in common; a few want more (--block-size in args)."""
 DEFAULT_MEMORY_FRACTION = 0.9
 DEFAULT_SEQUENCES = 256
 DEFAULT_BATCHED_TOKENS = 8192
@@ -92,6 +93,7 @@ FACTS = (
     Fact("context_tokens", re.compile(r"Maximum concurrency for (?P<value>[\d,]+) tokens per request")),
     Fact("graphs_bytes", re.compile(r"CUDA graph pool memory: (?P<value>-?[\d.]+) GiB \(actual\)"), GIB),
     Fact("graphs_bytes", re.compile(r"Graph capturing finished in \d+ secs, took (?P<value>-?[\d.]+) GiB"), GIB),
+    Fact("graphs_bytes", re.compile(r"Actual usage is .*?(?P<value>-?[\d.]+) GiB for CUDAGraph memory"), GIB),
     Fact(
         "activation_bytes",
         re.compile(r"Actual usage is .*?(?P<value>[\d.]+) GiB for peak activation"),
@@ -119,7 +121,10 @@ FACTS = (
     ),
     Fact(
         "weight_only_fallback",
-        re.compile(r"(?P<value>Weight-only FP8 compression will be used leveraging the Marlin kernel)"),
+        re.compile(
+            r"(?P<value>Weight-only FP8 compression will be used leveraging the Marlin kernel"
+            r"|\w+ is a weight-only \(A16\) kernel)"
+        ),
         None,
     ),
 )
@@ -189,6 +194,11 @@ FAILURES = (
         "The card is too old for this quantization: take another one.",
     ),
     failure(
+        "block-size",
+        r"No common block size for (?P<size>\d+) \((?P<able>.+?)\)\.",
+        "The attention backend takes no blocks of {size} tokens ({able}): give another --block-size in args.",
+    ),
+    failure(
         "model-unknown",
         r"Model architectures \[.*\] are not supported for now",
         "Take a newer vLLM, or a model that it knows.",
@@ -204,6 +214,11 @@ LAST_FAILURES = (
         "engine-dead",
         r"EngineCore encountered (?:a fatal error|an issue)",
         "The engine died under load: the lines before this one say why.",
+    ),
+    failure(
+        "engine-start-failed",
+        r"Worker failed with error '(?P<why>[^']{1,200})",
+        "A worker did not start: {why}",
     ),
     failure(
         "engine-start-failed",
@@ -230,6 +245,7 @@ METRICS = {
     "kv_tokens": (Metric("vllm:cache_config_info", label="kv_cache_size_tokens"),),
     "rejected_total": (Metric("vllm:admission_rejections_total"),),
 }
+_OVERRIDE = re.compile(r"Overriding num_gpu_blocks=(?P<room>\d+) with num_gpu_blocks_override=(?P<taken>\d+)")
 POOL_BEFORE_TOKENS = {
     "blocks": (Metric("vllm:cache_config_info", label="num_gpu_blocks"),),
     "block_tokens": (Metric("vllm:cache_config_info", label="block_size", over="max"),),
@@ -277,6 +293,7 @@ class Vllm(DataSheet):
     }
     kv_dtypes = KV_DTYPES
     dialect = Dialect(length="ignore_eos", min_tokens_field="min_tokens")
+    salts = True
     start_marker = re.compile(r"Initializing a V\d LLM engine|Initializing an LLM engine")
     stop_marker = re.compile(r"\[shutdown\] (?:API server: shutdown triggered|EngineCore: trigger received signal)")
     facts = FACTS
@@ -286,15 +303,13 @@ class Vllm(DataSheet):
 
     def more_problems(self, deployment: Deployment) -> list[Setting]:
         number = self.release(deployment)
-        if deployment.launch == "external" or deployment.kv_cache_bytes is None or number is None:
-            return []
-        if number >= _BYTES_SINCE:
+        if deployment.kv_cache_bytes is None or number is None or number >= _BYTES_SINCE:
             return []
         remedy = "Use memory_fraction, or kv_cache_tokens."
         return [Setting("kv_cache_bytes", "vLLM has --kv-cache-memory-bytes from 0.10.2 on.", remedy)]
 
     def arguments(self, deployment: Deployment, host: str, port: int) -> tuple[str, ...]:
-        tokens = deployment.kv_cache_tokens
+        tokens, block_tokens = deployment.kv_cache_tokens, _block_tokens(deployment)
         number = self.release(deployment)
         deprecated = deployment.quantization in DEPRECATED and (number is None or number >= _DEPRECATED_SINCE)
         flags = [
@@ -314,9 +329,9 @@ class Vllm(DataSheet):
                 deployment.kv_cache_bytes,
                 Flag("--kv-cache-memory-bytes", deployment.kv_cache_bytes, ("--kv-cache-memory",)),
             ),
-            when(tokens, Flag("--block-size", BLOCK_TOKENS)),
+            when(tokens, Flag("--block-size", block_tokens)),
             # One block is never handed out.
-            when(tokens, Flag("--num-gpu-blocks-override", -(-(tokens or 0) // BLOCK_TOKENS) + 1)),
+            when(tokens, Flag("--num-gpu-blocks-override", -(-(tokens or 0) // block_tokens) + 1)),
             Flag("--tensor-parallel-size", deployment.tensor_parallel, ("-tp",)),
             Flag("--no-enable-prefix-caching", None, ("--enable-prefix-caching",)),
             Flag("--generation-config", "vllm"),
@@ -324,12 +339,16 @@ class Vllm(DataSheet):
         return ("serve", deployment.model, *command_words(flags, deployment.args))
 
     def environment(self, deployment: Deployment) -> Mapping[str, str]:
-        return {"NO_COLOR": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_ENABLE_STARTUP_PLAN": "0", **QUIET_HUB}
+        return {"VLLM_NO_USAGE_STATS": "1", "VLLM_ENABLE_STARTUP_PLAN": "0", **QUIET}
 
-    def dialect_of(self, deployment: Deployment) -> Dialect:
-        if deployment.launch != "external":
-            return self.dialect
-        return Dialect(length="ignore_eos", min_tokens_field="min_tokens", salted=True)
+    def log_facts(self, lines: Sequence[str]) -> dict[str, float | str]:
+        facts = super().log_facts(lines)
+        overrides = [found for line in lines if (found := _OVERRIDE.search(line))]
+        room = facts.get("kv_bytes")
+        if overrides and isinstance(room, float) and float(overrides[-1]["room"]):
+            # The log tells the room that there was; the pool takes as many blocks of it as it was told.
+            facts["kv_bytes"] = room * float(overrides[-1]["taken"]) / float(overrides[-1]["room"])
+        return facts
 
     def metric_values(self, text: str) -> dict[str, float]:
         values = super().metric_values(text)
@@ -348,3 +367,10 @@ class Vllm(DataSheet):
         if deployment.launch != "external" and deployment.context_tokens is None:
             found.append("No context_tokens: vLLM takes the model's own context and sizes its checks by it.")
         return found
+
+
+def _block_tokens(deployment: Deployment) -> int:
+    """The plan's own block size, where its arguments give one."""
+    words = [part for word in deployment.args for part in word.split("=", 1)]
+    given = words[words.index("--block-size") + 1 :][:1] if "--block-size" in words else []
+    return int(given[0]) if given and given[0].isdigit() and int(given[0]) else BLOCK_TOKENS

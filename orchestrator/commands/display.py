@@ -113,8 +113,8 @@ class Plain(Quiet):
         click.echo(text, err=True)
 
     def run_opened(self, plan: Plan, cells: Sequence[Cell], resumed: bool) -> None:
-        expected = sum(plan.expected_seconds(cell) for cell in cells)
-        self._say(f"{'resuming' if resumed else 'measuring'} {len(cells)} cells, about {duration(expected)}")
+        expected = duration(plan.expected_total_seconds())
+        self._say(f"{'resuming' if resumed else 'measuring'} {len(cells)} cells, about {expected}")
 
     def cell_started(self, cell: Cell, attempt: int) -> None:
         self._said_ns = now_ns()
@@ -198,7 +198,7 @@ class LivePanel(Plain):
 
     def run_opened(self, plan: Plan, cells: Sequence[Cell], resumed: bool) -> None:
         super().run_opened(plan, cells, resumed)
-        self._expected_s = sum(plan.expected_seconds(cell) for cell in cells)
+        self._expected_s = plan.expected_total_seconds()
 
     def cell_started(self, cell: Cell, attempt: int) -> None:
         super().cell_started(cell, attempt)

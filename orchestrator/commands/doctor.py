@@ -86,7 +86,7 @@ def examine(need: frozenset[Part] = frozenset()) -> Iterator[Check]:
     yield driver_check(_driver_problem(), gpus, needed="gpu" in need)
     for gpu in gpus:
         yield _tried(_gpu_name(gpu), partial(_gpu, gpu))
-    if gpus and not isinstance(engine, LoadproofError) and "runtimes" in engine:
+    if gpus and not isinstance(engine, LoadproofError):
         yield runtime_check(engine, _cdi_files(CDI_FOLDERS), hook=shutil.which("nvidia-container-runtime-hook"))
     yield from disk_checks(_images_folder(engine))
     yield shm_check(_shm_bytes())
@@ -286,10 +286,9 @@ def leftovers_check(orphans: Sequence[str]) -> Check:
 
 
 def _engine_facts() -> Mapping[str, Any]:
-    """What the engine says of itself: ``address``, and ``version``, ``root_dir``, ``runtimes`` where it tells them."""
+    """What the engine says of itself, with its ``address``."""
     with Engine.connect() as engine:
-        tell = getattr(engine, "facts", None)
-        return {"address": engine_address(), **(tell() if tell else {})}
+        return {"address": engine_address(), **engine.facts()}
 
 
 def _attempt(ask: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any] | LoadproofError:

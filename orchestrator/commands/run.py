@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import shlex
-import signal
-import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 import msgspec
@@ -18,6 +15,7 @@ import msgspec
 from orchestrator.campaign import Campaign
 from orchestrator.clock import wall_now
 from orchestrator.commands.display import display, duration
+from orchestrator.commands.loop import run_loop
 from orchestrator.commands.show import summary
 from orchestrator.errors import HostError, JournalError, LoadproofError, StackError
 from orchestrator.host import raise_file_limit, require_free
@@ -27,8 +25,6 @@ from orchestrator.records import CellFinished, RunOpened
 from reports.html import write_report
 from reports.result import write_result
 from stacks.catalog import stack as stack_named
-
-T = TypeVar("T")
 
 LEAST_FREE_BYTES = 64 << 20
 """A day's run writes about as much; one that starts with less is refused."""
@@ -127,7 +123,7 @@ def describe_json(plan: Plan) -> str:
 def describe(plan: Plan) -> str:
     """The dry run for people."""
     cells = plan.cells()
-    lines = [f"{plan.title}: {len(cells)} cells, about {duration(sum(map(plan.expected_seconds, cells)))}", ""]
+    lines = [f"{plan.title}: {len(cells)} cells, about {duration(plan.expected_total_seconds())}", ""]
     for cell in cells:
         spec = _command(cell)
         lines.append(f"{cell.id}  (about {duration(plan.expected_seconds(cell))})")
@@ -156,29 +152,6 @@ def describe(plan: Plan) -> str:
 
 
 # --- the run ----------------------------------------------------------------------------------------------------
-
-
-def run_loop(main: Coroutine[Any, Any, T]) -> T:
-    """Run to the end on the fastest loop there is; SIGTERM stops as Ctrl-C does, by cancelling and unwinding."""
-    if sys.platform != "win32":
-        import uvloop
-
-        factory = uvloop.new_event_loop
-    else:
-        factory = None
-    with asyncio.Runner(loop_factory=factory) as runner:
-        loop = runner.get_loop()
-        task = loop.create_task(main)
-        if sys.platform != "win32":
-            loop.add_signal_handler(signal.SIGTERM, task.cancel)
-        try:
-            return runner.run(_await(task))
-        except asyncio.CancelledError:
-            raise KeyboardInterrupt from None
-
-
-async def _await(task: asyncio.Task[T]) -> T:
-    return await task
 
 
 def measure(

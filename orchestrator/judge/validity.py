@@ -25,7 +25,7 @@ def invalid_reasons(
 ) -> tuple[str, ...]:
     """Rules I1 to I6 that are broken, one sentence each with its remedy. `decided`: ended early with a sure FAIL."""
     found = (
-        _client_lag(run, slo, rules),
+        client_lag(run, slo, rules),
         _load_not_held(run, stats, rules),
         _audit(stats, rules),
         _token_counts(run, records, samples, rules),
@@ -35,7 +35,8 @@ def invalid_reasons(
     return tuple(reason for reason in found if reason is not None)
 
 
-def _client_lag(run: LevelRun, slo: Slo, rules: LevelRules) -> str | None:
+def client_lag(run: LevelRun, slo: Slo, rules: LevelRules) -> str | None:
+    """I1: whether loadproof itself was too slow to be believed."""
     limits = [ms for ms in (slo.ttft_ms, slo.tpot_ms, slo.gap_ms, slo.e2e_ms) if ms is not None]
     if not limits:
         return None

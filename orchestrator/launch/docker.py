@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import wraps
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ParamSpec, Self, TypeVar
 from urllib.parse import urlsplit
 
 import docker
@@ -26,6 +28,7 @@ from docker.types import DeviceRequest, LogConfig
 from docker.types import Mount as BindMount
 from docker.utils import parse_repository_tag
 
+from orchestrator.clock import now_ns, seconds
 from orchestrator.errors import HostError
 from orchestrator.launch.engine_facts import Found, Image, Plan, PullProgress, State, usage_values
 from orchestrator.launch.owner import own_container_id
@@ -37,8 +40,38 @@ PULL_TIMEOUT_S = 900
 """Silence of a pull: checking a layer of many gigabytes on a slow disk says nothing for minutes."""
 NETWORK_VARIABLE = "LOADPROOF_DOCKER_NETWORK"
 LOOPBACK = "127.0.0.1"
+RESTART_S = 30.0
+"""How long an engine that answered before and is gone is waited for: it is being restarted."""
+ASK_AGAIN_S = 0.2
 REFUSED = (DockerException, requests.exceptions.RequestException, urllib3.exceptions.HTTPError)
 """The three families in which the SDK fails."""
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_answered: set[str] = set()
+"""Addresses of the engines that have answered this process."""
+
+
+class EngineGoneError(HostError):
+    """Nobody answers at the engine's address."""
+
+
+def patient(call: Callable[P, T]) -> Callable[P, T]:
+    """A call that may be made again: while an engine that has answered before is away, it is."""
+
+    @wraps(call)
+    def again(*args: P.args, **kwargs: P.kwargs) -> T:
+        since_ns = now_ns()
+        while True:
+            try:
+                return call(*args, **kwargs)
+            except EngineGoneError:
+                if engine_address() not in _answered or seconds(now_ns() - since_ns) > RESTART_S:
+                    raise
+            time.sleep(ASK_AGAIN_S)  # nothing tells when an engine comes back
+
+    return again
 
 
 def engine_address() -> str:
@@ -64,7 +97,7 @@ def _knock(address: str) -> None:
         try:
             knock.connect(url.path)
         except OSError as error:
-            raise host_error("connect", repr(error), address=address) from error
+            raise _gone(repr(error)) from error
 
 
 class Engine:
@@ -85,13 +118,27 @@ class Engine:
             engine.close()
 
     @classmethod
+    @patient
     def open(cls) -> Self:
+        """Raises EngineGoneError if none answers."""
         _knock(engine_address())
         with _told("connect"):
-            return cls(docker.from_env(timeout=TIMEOUT_S))
+            engine = cls(docker.from_env(timeout=TIMEOUT_S))
+        _answered.add(engine_address())
+        return engine
 
     def close(self) -> None:
         self._client.close()
+
+    def facts(self) -> dict[str, Any]:
+        """``version``, ``root_dir`` (where it keeps images, on its machine) and ``runtimes``, as far as it tells."""
+        with _told("connect"):
+            told = self._api.info()
+        return {
+            "version": told.get("ServerVersion"),
+            "root_dir": told.get("DockerRootDir"),
+            "runtimes": tuple(told.get("Runtimes") or ()),
+        }
 
     # --- before the start ---------------------------------------------------------------------------------------
 
@@ -165,6 +212,7 @@ class Engine:
             )
         return f"http://{host}:{port}"
 
+    @patient
     def state(self, container: str) -> State | None:
         """Its state, or None if there is no such container. Raises HostError if the engine does not answer."""
         with _told("connect"):
@@ -211,11 +259,13 @@ class Engine:
             return usage_values(self._api.stats(container, stream=False, one_shot=True))
         return {}
 
+    @patient
     def stop(self, container: str, grace_s: float) -> None:
         """SIGTERM, and SIGKILL after a while; nothing if it has stopped or is gone."""
         with _told("connect"), suppress(NotFound):
             self._api.stop(container, timeout=max(1, round(grace_s)))
 
+    @patient
     def remove(self, container: str) -> None:
         """End and remove it with its anonymous volumes; it is gone when this returns."""
         with _told("connect"), suppress(NotFound):
@@ -338,6 +388,13 @@ def _told(act: str, image: str = "?") -> Iterator[None]:
     try:
         yield
     except REFUSED as error:
-        gone = isinstance(error, requests.exceptions.ConnectionError | urllib3.exceptions.HTTPError)
         said = str(getattr(error, "explanation", None) or error)
-        raise host_error("connect" if gone else act, said, image=image, address=engine_address()) from error
+        unreached = isinstance(error, requests.exceptions.ConnectionError | urllib3.exceptions.HTTPError)
+        if unreached or (act == "connect" and not isinstance(error, APIError)):
+            raise _gone(said) from error
+        raise host_error(act, said, image=image, address=engine_address()) from error
+
+
+def _gone(said: str) -> EngineGoneError:
+    told = host_error("connect", said, address=engine_address())
+    return EngineGoneError(told.message, told.remedy)

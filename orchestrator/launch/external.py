@@ -6,12 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
-import msgspec
-
 from orchestrator.clock import now_ns
 from orchestrator.errors import HostError
 from orchestrator.launch.environment import secret_values
-from orchestrator.launch.ready import prove_ready
+from orchestrator.launch.ready import completed, prove_ready
 from orchestrator.launch.running import Order, Server
 from orchestrator.records import ServerFailure, ServerRecord
 
@@ -66,6 +64,4 @@ async def open_external(order: Order) -> AsyncIterator[Server]:
         secrets=secrets,
         headers=bearer(secrets),
     )
-    yield ExternalServer(
-        msgspec.structs.replace(record, version=ready.version, model_listed=ready.model_listed, ready_s=ready.took_s)
-    )
+    yield ExternalServer(completed(record, ready, order.stack, ()))

@@ -15,7 +15,7 @@ MAX_FILE_BYTES = 256 * 1024 * 1024
 MAX_LINE_BYTES = 64 * 1024
 """A longer line, or output without line ends, is cut into pieces of this size."""
 MAX_KEPT_CHARACTERS = 4 * 1024 * 1024
-MAX_KEPT_LINE = 4096
+MAX_KEPT_LINE = 32 * 1024
 MIN_SECRET_BYTES = 4
 """A shorter value would blank out ordinary text and protect nothing."""
 

@@ -20,6 +20,7 @@ from orchestrator.launch.death import START_TIMEOUT, stack_error, tail
 from orchestrator.launch.log import Secrets
 from orchestrator.launch.running import Order
 from orchestrator.records import Prompt, ServerFailure, ServerRecord
+from stacks.base import Stack
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 1.0
@@ -96,12 +97,17 @@ def stream_events(body: bytes) -> list[Any]:
     return events
 
 
-def completed(record: ServerRecord, ready: Ready, facts: dict[str, float | str]) -> ServerRecord:
-    """The record of a server that has become ready."""
-    version = ready.version or facts.get("version")
+def completed(record: ServerRecord, ready: Ready, stack: Stack, lines: Sequence[str]) -> ServerRecord:
+    """The record of a server that has become ready, with what its log says; a release that the stack does not know is
+    the fact ``version_note``."""
+    facts = stack.log_facts(lines)
+    told = ready.version or facts.get("version")
+    version = None if told is None else str(told)
+    if note := stack.version_note(version):
+        facts["version_note"] = note
     return msgspec.structs.replace(
         record,
-        version=None if version is None else str(version),
+        version=version,
         model_listed=ready.model_listed,
         ready_s=ready.took_s,
         facts=facts,
@@ -265,7 +271,8 @@ async def prove_ready(
     """
     limit_s = max(0.0, timeout_s - seconds(now_ns() - started_ns))
     headers = {"accept-encoding": "identity", **(headers or {})}
-    async with httpx.AsyncClient(base_url=base_url, trust_env=False, headers=headers) as client:
+    fresh = httpx.Limits(max_keepalive_connections=0)  # a connection that the server has just closed is no answer
+    async with httpx.AsyncClient(base_url=base_url, trust_env=False, headers=headers, limits=fresh) as client:
         probe = _Probe(order, client, belongs, lines, Secrets(secrets or {}))
         climb = asyncio.ensure_future(_climb(probe, started_ns))
         try:

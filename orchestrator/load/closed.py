@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from orchestrator.load.wire import Send
 from orchestrator.records import LevelRun, LevelSpec, Phase, Request, RequestRecord
 
 _MULTIPLE = 10
-"""The measured set closes on a multiple of this, so that it cuts into equal batches."""
+"""The measured set closes on a multiple of this if one was asked for, so that it cuts into equal batches."""
 
 
 def never(_: RequestRecord) -> str | None:
@@ -48,6 +49,8 @@ class _Level:
     def phase(self) -> Phase:
         """Of the request that is issued now."""
         now = now_ns()
+        if self.window_start_ns is not None and not self.measured_closed:
+            self._close_if_complete(now)
         if self.measured_closed:
             return "filler"
         if self.ramp_end_ns is None:
@@ -81,6 +84,12 @@ class _Level:
             self.measured_pending -= 1
         self.end_if_done()
 
+    async def pause(self, until_ns: int) -> None:
+        """A user thinks; the end of the level wakes it."""
+        if (left_s := (until_ns - now_ns()) / NS_PER_S) > 0 and self.spec.think_seconds:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.over.wait(), left_s)
+
     def close(self, cut: str | None = None) -> None:
         """No more measured requests."""
         self.measured_closed = True
@@ -99,7 +108,8 @@ class _Level:
 
     def _close_if_complete(self, at_ns: int) -> None:
         assert self.window_start_ns is not None
-        enough = self.measured_issued >= self.spec.requests and self.measured_issued % _MULTIPLE == 0
+        step = _MULTIPLE if self.spec.requests % _MULTIPLE == 0 else 1
+        enough = self.measured_issued >= self.spec.requests and self.measured_issued % step == 0
         if enough and at_ns - self.window_start_ns >= self.spec.min_seconds * NS_PER_S:
             self.close()
 
@@ -118,7 +128,9 @@ async def run_closed(
     """Run one level. `measured` yields its measured requests, `other` those of ramp, warm-up and filler.
 
     `stop_early` is asked after each measured record: a reason ends the level. `prepare` makes a body before its issue.
-    flight recorded as cancelled. What `on_record` raises ends the level and is raised.
+    When `abort` is done the level ends at once, what is in flight recorded as cancelled. What `on_record` raises ends
+    the level and is raised. Without filler time no filler is sent, and exactly `spec.requests` are measured unless
+    `min_seconds` asks for more.
     """
     level = _Level(spec)
     watch = SelfWatch()
@@ -133,12 +145,15 @@ async def run_closed(
         due_ns = now_ns()
         while not level.over.is_set():
             phase = level.phase()
+            if phase == "filler" and not spec.filler_seconds:
+                return
             request = next(measured if phase == "measured" else other)
             body = prepare(request)
             seq = level.issue(phase, now_ns())
             record = await send(request, seq=seq, phase=phase, due_ns=due_ns, user=number, body=body)
             finished(record)
-            due_ns = record.end_ns
+            due_ns = record.end_ns + round(spec.think_seconds * NS_PER_S)
+            await level.pause(due_ns)
 
     async with watch.watching():
         await _drive(level, user, abort)
@@ -210,7 +225,11 @@ async def _hold(
             if filler_ends is not None and loop.time() >= filler_ends:
                 level.over.set()
                 break
-            waits: set[asyncio.Future[Any]] = {over, *([abort] if abort else []), *users}
+            waits: set[asyncio.Future[Any]] = {
+                over,
+                *([abort] if abort else []),
+                *(user for user in users if not user.done()),
+            }
             if not admission.done():
                 waits.add(admission)
             await asyncio.wait(waits, timeout=0.25, return_when=asyncio.FIRST_COMPLETED)

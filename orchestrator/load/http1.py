@@ -1,11 +1,15 @@
 """HTTP/1.1 responses as they arrive: a bounded push parser that keeps when each piece of the body came.
 
-The hot path is one call of `feed` per read: frame, append, stamp. Nothing of the body is looked at.
+The hot path is one call of `feed` per read, and in the middle of a chunked body that only keeps the bytes and their
+stamp: a number of reads is framed at once, when they are asked for or when the body may have ended.
 """
 
 from __future__ import annotations
 
+import itertools
 from array import array
+from bisect import bisect_left
+from collections.abc import Sequence
 from typing import Literal
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -19,23 +23,78 @@ class ProtocolError(Exception):
     """The server does not speak HTTP/1.1; the message says what was seen."""
 
 
+KEPT_READS = 64
+"""As many reads are framed at once, at most: a few hundredths of a millisecond's work."""
+SHORT_BYTES, LONG_BYTES = 4, 4096
+"""A read of at most the one or at least the other is framed when it comes."""
+_CHUNK_SIZES = {b"%x" % size: size for size in range(1, 1025)}
+"""The usual chunk-size lines: events of up to 1 KiB."""
+
+
 class Arrivals:
-    """A body with the time at which each piece of it arrived."""
+    """A body as it comes, with the time at which each piece of it arrived."""
 
-    __slots__ = ("body", "ends", "kernel", "stamps")
+    __slots__ = ("body", "ends", "kernel", "size", "stamps")
 
-    def __init__(self) -> None:
+    def __init__(self, *, kernel: bool = True) -> None:
         self.body = bytearray()
+        """What has come and was not taken."""
+        self.size = 0
+        """Bytes of the whole body so far."""
         self.ends = array("q")
-        """Length of the body after each piece."""
+        """Size of the body after each piece."""
         self.stamps = array("q")
         """Arrival of each piece, ns of CLOCK_MONOTONIC."""
-        self.kernel = True
+        self.kernel = kernel
         """Every stamp so far comes from the kernel."""
+
+    def stamp(self, length: int, at_ns: int) -> None:
+        """`length` more bytes of the body came at this time."""
+        self.size += length
+        self.ends.append(self.size)
+        self.stamps.append(at_ns)
+
+    def take(self) -> bytes:
+        """What has come since the last call."""
+        taken = bytes(self.body)
+        self.body.clear()
+        return taken
+
+    def times_of(self, ends: list[int]) -> Sequence[int] | None:
+        """`time_of` each, at once, if each of these ends is the end of the next piece; None if not."""
+        first = bisect_left(self.ends, ends[0])
+        last = first + len(ends)
+        return self.stamps[first:last] if self.ends[first:last].tolist() == ends else None
+
+    def time_of(self, end: int) -> int:
+        """When the body had become `end` bytes long."""
+        return self.stamps[bisect_left(self.ends, end)]
 
 
 class ResponseParser:
     """One response. `feed` the bytes of each read; `done` tells the end, `surplus` what came behind it."""
+
+    __slots__ = (
+        "_at_chunk",
+        "_chunk_state",
+        "_head_request",
+        "_kept",
+        "_left",
+        "_lengths",
+        "_max_body_bytes",
+        "_pending",
+        "_stamps",
+        "arrivals",
+        "done",
+        "first_byte_ns",
+        "framing",
+        "head_done",
+        "headers",
+        "reason",
+        "status",
+        "surplus",
+        "version",
+    )  # fmt: skip
 
     def __init__(self, *, head_request: bool = False, max_body_bytes: int) -> None:
         self.status = 0
@@ -53,11 +112,32 @@ class ResponseParser:
         self._pending = bytearray()
         self._left = 0
         self._chunk_state: Literal["size", "data", "end", "trailer"] = "size"
+        self._at_chunk = False
+        """Before the reads that are kept, the next byte begins a chunk-size line."""
+        self._kept = bytearray()
+        """Reads that are not framed yet, one behind the other, copied so that the buffer of a read is free again."""
+        self._lengths = array("q")
+        self._stamps = array("q")
+        """Length and arrival of each of them."""
 
-    def feed(self, data: bytes, stamp_ns: int, kernel: bool) -> None:
-        """Take the bytes of one read and their arrival. Raises ProtocolError."""
+    def feed(self, data: bytes, stamp_ns: int, kernel: bool) -> bool:
+        """Take the bytes of one read and their arrival. Raises ProtocolError. True: there is news to look at."""
         if not kernel:
             self.arrivals.kernel = False
+        # What ends a body ends so, or comes in pieces that small.
+        if self._at_chunk and len(data) > SHORT_BYTES and not data.endswith(b"\r\n\r\n"):
+            self._kept += data
+            self._lengths.append(len(data))
+            self._stamps.append(stamp_ns)
+            if len(self._lengths) < KEPT_READS and len(data) < LONG_BYTES:
+                return False
+            self.settle()
+        else:
+            self._feed_now(data, stamp_ns)
+        return True
+
+    def _feed_now(self, data: bytes, stamp_ns: int) -> None:
+        self.settle()
         if self.first_byte_ns is None:
             self.first_byte_ns = stamp_ns
         if self.done:
@@ -74,18 +154,60 @@ class ResponseParser:
         if data and not self.done:
             self._take(data, stamp_ns)
 
+    def settle(self) -> None:
+        """Frame the reads that were kept. Raises ProtocolError."""
+        if not self._lengths:
+            return
+        raw, lengths, stamps = bytes(self._kept), self._lengths, self._stamps
+        self._kept.clear()
+        self._lengths, self._stamps = array("q"), array("q")
+        if not self._settle_chunks(raw, lengths, stamps):
+            end = 0
+            for length, stamp_ns in zip(lengths, stamps, strict=True):
+                self._take(raw[end : end + length], stamp_ns)
+                end += length
+
+    def _settle_chunks(self, raw: bytes, lengths: array[int], stamps: array[int]) -> bool:
+        """All at once, if each read was a number of whole chunks; False if not."""
+        parts = raw.split(b"\r\n")
+        lines, pieces = parts[:-1:2], parts[1::2]
+        sizes = list(map(len, pieces))
+        if parts[-1] or list(map(_CHUNK_SIZES.get, lines)) != sizes:
+            return False
+        arrivals = self.arrivals
+        ends = itertools.accumulate(sizes, initial=arrivals.size)
+        raw_sizes = [len(line) + size + 4 for line, size in zip(lines, sizes, strict=True)]
+        end_of = dict(zip(itertools.accumulate(raw_sizes, initial=0), ends, strict=True))
+        found = [end_of.get(raw_end, -1) for raw_end in itertools.accumulate(lengths)]
+        if -1 in found:
+            return False
+        arrivals.body += b"".join(pieces)
+        arrivals.size += sum(sizes)
+        arrivals.ends.extend(found)
+        arrivals.stamps.extend(stamps)
+        self._check_size()
+        return True
+
+    def _check_size(self) -> None:
+        if self.arrivals.size > self._max_body_bytes:
+            raise ProtocolError(f"the body is longer than {self._max_body_bytes} bytes")
+
     def _take(self, data: bytes, stamp_ns: int) -> None:
         arrivals = self.arrivals
         before = len(arrivals.body)
-        self._read_body(data)
-        if len(arrivals.body) > self._max_body_bytes:
-            raise ProtocolError(f"the body is longer than {self._max_body_bytes} bytes")
-        if len(arrivals.body) > before:
-            arrivals.ends.append(len(arrivals.body))
-            arrivals.stamps.append(stamp_ns)
+        try:
+            self._read_body(data)
+        finally:  # what came before the fault came at its time
+            if (length := len(arrivals.body) - before) > 0:
+                arrivals.stamp(length, stamp_ns)
+        self._at_chunk = (
+            self.framing == "chunked" and self._chunk_state == "size" and not self._pending and not self.done
+        )
+        self._check_size()
 
     def end_of_stream(self) -> bool:
-        """The server closed. True if that is a proper end of the response."""
+        """The server closed. True if that is a proper end of the response. Raises ProtocolError."""
+        self.settle()
         if self.head_done and self.framing == "close":
             self.done = True
         return self.done

@@ -36,6 +36,16 @@ class SseParser:
         self._data_end = 0
         self._data_bytes = 0
 
+    @property
+    def at_event(self) -> bool:
+        """The next byte begins an event."""
+        return not self._rest and not self._data
+
+    def skip(self, length: int) -> None:
+        """So many bytes of whole events were read elsewhere, the first of them without a BOM."""
+        self._started = True
+        self._position += length
+
     def feed(self, piece: bytes) -> list[SseEvent]:
         """The events that the piece completes. Raises EventTooLongError."""
         text = self._rest + piece if self._rest else piece

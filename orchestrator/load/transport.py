@@ -1,8 +1,8 @@
 """A lean HTTP/1.1 transport for httpx that knows when every byte arrived.
 
 Non-blocking sockets, `recvmsg` with the kernel's receive time, TLS through a memory BIO over the same reads. A response
-is handed over when its head is there; its body is read to the end before the first byte of it is given out, so nothing
-is parsed while stamps are taken. `response.extensions["arrivals"]` holds the stamps, also of a body that broke off.
+is handed over when its head is there, its body in large pieces (`PIECE_BYTES`, or what there is at the end), so that
+nothing is parsed when an event comes and no body is kept. `response.extensions["arrivals"]` holds the stamps of all.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ import msgspec
 
 from orchestrator.clock import NS_PER_S, now_ns
 from orchestrator.load.http1 import Arrivals, ProtocolError, ResponseParser
-from orchestrator.load.stamps import StampedReader, StampsKept
+from orchestrator.load.stamps import Read, RealClock, StampedReader, StampsKept
 from orchestrator.records import FailureKind
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
+PIECE_BYTES = 16 * 1024
+"""A body is given out in pieces of at least this size: some 80 token events, read in a quarter of a millisecond."""
 
 
 class RequestLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,15 +53,25 @@ class _Origin(NamedTuple):
     port: int
 
 
+class _Address(NamedTuple):
+    family: socket.AddressFamily
+    place: object
+    """As `socket.connect` takes it."""
+
+
 class _Connection:
     """One socket to the server, used by one request at a time."""
 
-    def __init__(self, sock: socket.socket, *, kernel_stamps: bool) -> None:
+    __slots__ = ("_read_raw", "incoming", "outgoing", "read", "sock", "tls")
+
+    def __init__(self, sock: socket.socket, *, kernel_stamps: bool, clock: RealClock | None = None) -> None:
         self.sock = sock
-        self.reader = StampedReader(sock, kernel=kernel_stamps)
+        self._read_raw = StampedReader(sock, kernel=kernel_stamps, clock=clock).read
+        self.read = self._read_raw
+        """Plain bytes of one read with their stamp; raises BlockingIOError when there are none yet."""
         self.tls: ssl.SSLObject | None = None
-        self.incoming = ssl.MemoryBIO()
-        self.outgoing = ssl.MemoryBIO()
+        self.incoming: ssl.MemoryBIO
+        self.outgoing: ssl.MemoryBIO
 
     def is_stale(self) -> bool:
         """The server closed it, or sent what nobody asked for, while it was idle."""
@@ -84,6 +96,8 @@ class _Connection:
 
     async def handshake(self, context: ssl.SSLContext, host: str) -> None:
         loop = asyncio.get_running_loop()
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.read = self._read_encrypted
         self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname=host)
         while True:
             try:
@@ -98,11 +112,8 @@ class _Connection:
                 await loop.sock_sendall(self.sock, self.outgoing.read())
                 return
 
-    def read(self) -> tuple[bytes, int, bool]:
-        """Plain bytes of one read with their stamp; raises BlockingIOError when there are none yet."""
-        data, stamp, kernel = self.reader.read()
-        if self.tls is None:
-            return data, stamp, kernel
+    def _read_encrypted(self) -> Read:
+        data, stamp, kernel = self._read_raw()
         if not data:
             self.incoming.write_eof()
         else:
@@ -129,16 +140,24 @@ class _Connection:
 class _Exchange:
     """One response being read: the socket's callback, the parser, the deadlines."""
 
+    __slots__ = (
+        "_connection", "_failure", "_feed", "_head", "_last_ns", "_limits", "_loop", "_piece", "_read", "_reading",
+        "_sent_ns", "_timer", "ended", "parser",
+    )  # fmt: skip
+
     def __init__(self, connection: _Connection, parser: ResponseParser, limits: RequestLimits, sent_ns: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._connection = connection
+        self._read = connection.read
         self.parser = parser
+        self._feed = parser.feed
         self._limits = limits
         self._sent_ns = sent_ns
         self._last_ns = sent_ns
         self._failure: TransportFailure | None = None
         self._head: asyncio.Future[None] = self._loop.create_future()
-        self._end: asyncio.Future[None] = self._loop.create_future()
+        self._piece: asyncio.Future[None] | None = None
+        self.ended = False
         self._timer: asyncio.TimerHandle | None = None
         self._reading = True
         self._loop.add_reader(connection.sock.fileno(), self._on_readable)
@@ -148,31 +167,51 @@ class _Exchange:
 
     def _on_readable(self) -> None:
         try:
-            data, stamp, kernel = self._connection.read()
+            data, stamp, kernel = self._read()
         except (BlockingIOError, InterruptedError):
             return
-        except ssl.SSLError as error:
-            self._fail("tls", f"the encrypted stream broke: {error.reason or error}")
-            return
         except OSError as error:
-            self._fail("reset", f"the connection was reset ({error.strerror or error})")
+            self._on_error(error)
             return
         if not data:
             self._on_eof()
             return
         self._last_ns = stamp
         try:
-            self.parser.feed(data, stamp, kernel)
+            if self._feed(data, stamp, kernel):
+                self._advance()
+        except ProtocolError as error:
+            self._fail("protocol", str(error))
+
+    def _advance(self) -> None:
+        if self.parser.done:
+            self._finish()
+            return
+        if self.parser.head_done and not self._head.done():
+            self._head.set_result(None)
+        if len(self.parser.arrivals.body) >= PIECE_BYTES:
+            self._wake()
+
+    def _wake(self) -> None:
+        """Whoever waits for a piece may take what there is."""
+        if self._piece is not None:
+            if not self._piece.done():
+                self._piece.set_result(None)
+            self._piece = None
+
+    def _on_error(self, error: OSError) -> None:
+        if isinstance(error, ssl.SSLError):
+            self._fail("tls", f"the encrypted stream broke: {error.reason or error}")
+        else:
+            self._fail("reset", f"the connection was reset ({_why(error)})")
+
+    def _on_eof(self) -> None:
+        try:
+            proper = self.parser.end_of_stream()
         except ProtocolError as error:
             self._fail("protocol", str(error))
             return
-        if self.parser.done:
-            self._finish()
-        elif self.parser.head_done and not self._head.done():
-            self._head.set_result(None)
-
-    def _on_eof(self) -> None:
-        if self.parser.end_of_stream():
+        if proper:
             self._finish()
         elif self.parser.first_byte_ns is None:
             self._fail("reset", "the server closed the connection without an answer")
@@ -183,12 +222,16 @@ class _Exchange:
 
     def _finish(self) -> None:
         self._stop()
+        self.ended = True
         if not self._head.done():
             self._head.set_result(None)
-        if not self._end.done():
-            self._end.set_result(None)
+        self._wake()
 
     def _fail(self, kind: FailureKind, detail: str) -> None:
+        try:
+            self.parser.settle()
+        except ProtocolError as error:
+            kind, detail = "protocol", str(error)
         self._failure = TransportFailure(kind, detail)
         self._finish()
 
@@ -203,6 +246,8 @@ class _Exchange:
     def abandon(self) -> None:
         """Nobody waits any more: stop reading and close."""
         self._stop()
+        with contextlib.suppress(ProtocolError):  # what came before counts, and this answer has failed already
+            self.parser.settle()
         self._connection.close()
 
     # --- deadlines ----------------------------------------------------------------------------------------------
@@ -217,13 +262,14 @@ class _Exchange:
         return deadline, which
 
     def _arm(self) -> None:
-        """The timer is not moved at every read: it looks again when it goes off."""
+        """The timer is not moved at every read: it looks again when it goes off, after an idle limit at the latest."""
         deadline, which = self._next_deadline()
-        left = deadline - now_ns()
-        if left <= 0:
+        left_s = (deadline - now_ns()) / NS_PER_S
+        if left_s <= 0:
             self._fail("timeout", which)
         else:
-            self._timer = self._loop.call_later(left / NS_PER_S, self._arm)
+            idle_s = self._limits.idle_s
+            self._timer = self._loop.call_later(left_s if idle_s is None else min(left_s, idle_s), self._arm)
 
     # --- what the transport awaits ------------------------------------------------------------------------------
 
@@ -232,14 +278,21 @@ class _Exchange:
         if self._failure is not None and not self.parser.head_done:
             raise self._failure
 
-    async def end(self) -> None:
-        await self._end
+    async def piece(self) -> bytes:
+        """At least `PIECE_BYTES` of the body, or what there is at its end; empty = all was given out."""
+        if not self.ended and len(self.parser.arrivals.body) < PIECE_BYTES:
+            self._piece = self._loop.create_future()
+            await self._piece
+        return self.parser.arrivals.take()
+
+    def check(self) -> None:
+        """Raises what the answer failed of."""
         if self._failure is not None:
             raise self._failure
 
 
 class _Body(httpx.AsyncByteStream):
-    """The body of a response, in one piece when it is complete."""
+    """The body of a response; after the last piece it raises what the answer failed of."""
 
     def __init__(self, exchange: _Exchange, release: Callable[[], None]) -> None:
         self._exchange = exchange
@@ -247,10 +300,11 @@ class _Body(httpx.AsyncByteStream):
         self._ended = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        await self._exchange.end()
+        while piece := await self._exchange.piece():
+            yield piece
+        self._exchange.check()
         self._ended = True
         self._release()
-        yield bytes(self._exchange.parser.arrivals.body)
 
     async def aclose(self) -> None:
         if not self._ended:
@@ -279,8 +333,9 @@ class StampingTransport(httpx.AsyncBaseTransport):
         self._kernel_stamps = kernel_stamps
         self._max_body_bytes = max_body_bytes
         self._stamps = StampsKept() if kernel_stamps else None
+        self._clock = RealClock()
         self._idle: dict[_Origin, list[_Connection]] = {}
-        self._addresses: dict[tuple[str, int], tuple[socket.AddressFamily, object]] = {}
+        self._addresses: dict[tuple[str, int], list[_Address]] = {}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         origin = _origin(request.url)
@@ -353,30 +408,44 @@ class StampingTransport(httpx.AsyncBaseTransport):
             ) from error
 
     async def _open(self, origin: _Origin) -> _Connection:
-        loop = asyncio.get_running_loop()
-        family, address = await self._address(origin)
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        """A connection to the first of the server's addresses that takes it."""
+        addresses = await self._addresses_of(origin)
+        for place, address in enumerate(addresses):
+            try:
+                connection = await self._open_at(address)
+            except OSError:
+                if place == len(addresses) - 1:
+                    raise
+            else:
+                addresses[0], addresses[place] = addresses[place], addresses[0]
+                break
         try:
-            sock.setblocking(False)
-            if family != getattr(socket, "AF_UNIX", None):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await loop.sock_connect(sock, address)  # type: ignore[arg-type]
-            connection = _Connection(sock, kernel_stamps=self._kernel_stamps)
             if origin.scheme == "https":
                 await connection.handshake(self._tls_context(), origin.host)
         except BaseException:
-            sock.close()
+            connection.close()
             raise
         return connection
 
-    async def _address(self, origin: _Origin) -> tuple[socket.AddressFamily, object]:
+    async def _open_at(self, address: _Address) -> _Connection:
+        sock = socket.socket(address.family, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            if address.family in (socket.AF_INET, socket.AF_INET6):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await asyncio.get_running_loop().sock_connect(sock, address.place)  # type: ignore[arg-type]
+        except BaseException:
+            sock.close()
+            raise
+        return _Connection(sock, kernel_stamps=self._kernel_stamps, clock=self._clock)
+
+    async def _addresses_of(self, origin: _Origin) -> list[_Address]:
         if self._unix_socket is not None:
-            return socket.AF_UNIX, self._unix_socket
+            return [_Address(socket.AF_UNIX, self._unix_socket)]
         key = (origin.host, origin.port)
         if key not in self._addresses:
-            loop = asyncio.get_running_loop()
-            found = await loop.getaddrinfo(*key, type=socket.SOCK_STREAM)
-            self._addresses[key] = (found[0][0], found[0][4])
+            found = await asyncio.get_running_loop().getaddrinfo(*key, type=socket.SOCK_STREAM)
+            self._addresses[key] = [_Address(family, place) for family, _, _, _, place in found]
         return self._addresses[key]
 
     def _tls_context(self) -> ssl.SSLContext:
@@ -428,12 +497,3 @@ def _head(request: httpx.Request) -> bytes:
     if b"\n" in head.replace(b"\r\n", b""):
         raise TransportFailure("protocol", "a header of the request holds a line break")
     return head + b"\r\n\r\n"
-
-
-@contextlib.asynccontextmanager
-async def closing(transport: httpx.AsyncBaseTransport) -> AsyncIterator[httpx.AsyncBaseTransport]:
-    """Close a transport at the end, whatever kind it is."""
-    try:
-        yield transport
-    finally:
-        await transport.aclose()

@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 from orchestrator.plan.secrets import carries_password, names_a_secret, secret_flags, unset_secret
 from orchestrator.plan.settings import ModelSettings
 from orchestrator.plan.tables import Findings, shown
-from stacks.base import Deployment, Stack
+from stacks.base import Deployment, Setting, Stack
 from stacks.catalog import stack as stack_named
+from stacks.checkpoint import quantized_as
 
 PYTHON = "{python}"
 """In `command`: the Python that runs loadproof."""
@@ -75,7 +76,7 @@ def read_deployment(
     stack = _stack(deployment, key, findings)
     if stack is not None:
         _check_launch(deployment, stack, key, findings)
-        for setting in stack.problems(deployment):
+        for setting in (*stack.problems(deployment), *_checkpoint_problems(deployment, stack)):
             findings.add(f"{key}.{setting.key}", setting.message, setting.remedy)
     return deployment
 
@@ -185,6 +186,16 @@ def _behind_mount(model: str, filled: Mapping[str, Any]) -> Path | None:
 
 
 # --- checking -----------------------------------------------------------------------------------------------------
+
+
+def _checkpoint_problems(deployment: Deployment, stack: Stack) -> list[Setting]:
+    """Where the weights lie on this machine, also behind a mount, their own configuration has a say."""
+    if deployment.launch == "external":
+        return []
+    filled = {"mounts": list(deployment.mounts)}
+    mounted = _behind_mount(deployment.model, filled) if deployment.launch == "docker" else None
+    method = quantized_as(mounted or Path(deployment.model))
+    return [] if method is None else stack.checkpoint_problems(deployment, method)
 
 
 def _stack(deployment: Deployment, key: str, findings: Findings) -> Stack | None:

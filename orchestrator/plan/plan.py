@@ -101,6 +101,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         times = (self._level_seconds(c, share * allowed_s) for c, share in zip(levels, shares, strict=True))
         return _START_SECONDS[cell.deployment.launch] + sum(times)
 
+    def expected_total_seconds(self) -> float:
+        """Rough time of the whole run: that of its cells, and the budget where that is less."""
+        cells = sum(map(self.expected_seconds, self.cells()))
+        return cells if self.budget.minutes is None else min(cells, 60 * self.budget.minutes)
+
     def _allowed_seconds(self, cell: Cell) -> float:
         """Longest time that the SLO leaves to a request of mean length (its defaults where a limit is not set)."""
         ttft_ms = 1000.0 if self.slo.ttft_ms is None else self.slo.ttft_ms

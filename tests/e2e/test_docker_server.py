@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -19,6 +20,7 @@ from fakes.engine import containers_of, docker_client, fake_image
 from fakes.stacks import FakeStack
 
 from orchestrator.commands.clean import clean
+from orchestrator.commands.doctor import doctor
 from orchestrator.errors import HostError, StackError
 from orchestrator.launch.docker import Engine
 from orchestrator.launch.orphans import container_orphans, remove
@@ -200,7 +202,7 @@ def test_a_container_that_somebody_removes_is_noticed(tmp_path: Path, run_id: st
 
 
 def test_a_start_time_out(tmp_path: Path, run_id: str, image: str) -> None:
-    error = fail(StackError, tmp_path, run_id, image, "--ready-after", "99", start_timeout_s=1.5)
+    error = fail(StackError, tmp_path, run_id, image, "--ready-after", "99", start_timeout_s=4)
     assert error.failure_class == "start-timeout"
     assert "/health answers 503: loading" in error.message
 
@@ -262,6 +264,16 @@ def test_a_program_that_the_image_lacks(
     error = fail(HostError, tmp_path, run_id, image)
     assert "does not hold the program" in error.message
     assert "no-such-program" in error.message
+
+
+def test_the_doctor_tells_the_engine_and_the_room_for_its_images() -> None:
+    done = CliRunner().invoke(doctor, ["--json", "--need", "docker"])
+    checks = {check["name"]: check for check in json.loads(done.output)["checks"]}
+    with docker_client() as client:
+        info = client.info()
+    assert checks["container engine"]["status"] == "OK"
+    assert f"version {info['ServerVersion']}" in checks["container engine"]["found"]
+    assert info["DockerRootDir"] in checks["disk for images"]["found"]
 
 
 def test_no_engine_at_all(tmp_path: Path, run_id: str, image: str, monkeypatch: pytest.MonkeyPatch) -> None:

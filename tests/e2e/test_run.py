@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.journal import read_events
 from orchestrator.launch.orphans import find_orphans
-from orchestrator.records import CellFinished, LevelCommitted, RunClosed
+from orchestrator.records import CellFinished, LevelCommitted, RunClosed, ServerReady
 
 SERVER = Path(__file__).parents[1] / "fakes" / "openai_server.py"
 PLAN = """
@@ -47,9 +47,8 @@ warmup_generations = 1
 filler_seconds = 1
 confirm = 1
 """
-SLOW_BEYOND = '"--first", "0.15", "0.4", "--gap", "0.002", "0.002"'
-"""The engine answers in 0.15 s up to its capacity and in 0.4 s beyond it: limits that a busy machine can time, and so
-little apart that the quick ones of a moment in which few users ask do not outnumber the others."""
+SLOW_BEYOND = '"--first", "0.4", "1.8", "--gap", "0.002", "0.002"'
+"""The engine answers in 0.4 s up to its capacity and in 1.8 s beyond it: limits that a busy machine can time."""
 REFUSES_BEYOND = '"--first", "0.2", "0.2", "--refuse"'
 """What a level says hangs on no clock, so that two runs can be compared."""
 
@@ -76,7 +75,7 @@ def levels(run: Path) -> list[tuple[str, int, str]]:
 
 
 def test_a_known_capacity_is_found_within_ten_percent(tmp_path: Path) -> None:
-    plan = write_plan(tmp_path, more=SLOW_BEYOND, limit=250, capacity=24, start=4, most=64, per_user=3, output=8)
+    plan = write_plan(tmp_path, more=SLOW_BEYOND, limit=1100, capacity=24, start=4, most=64, per_user=3, output=8)
     out = tmp_path / "run"
     done = subprocess.run(loadproof("run", plan, "--out", out), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -88,6 +87,27 @@ def test_a_known_capacity_is_found_within_ten_percent(tmp_path: Path) -> None:
     assert 25 <= cell["verdict"]["c_bad"] <= 27
     assert (out / "report.html").stat().st_size > 10_000
     assert find_orphans("run") == []
+
+
+def test_a_newer_release_is_measured_with_one_warning_and_without_the_numbers_that_it_renamed(tmp_path: Path) -> None:
+    """Its metrics have names that nobody knows: not reported, and no zero."""
+    plan = write_plan(tmp_path, more=SLOW_BEYOND, limit=1100, capacity=24, start=2, most=2, per_user=2, output=4)
+    text = plan.read_text().replace('"llamacpp"', '"vllm"')
+    text = text.replace('"--capacity"', '"--version", "99.1.0", "--capacity"')
+    plan.write_text(text)
+    out = tmp_path / "run"
+    done = subprocess.run(loadproof("run", plan, "--out", out), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("vLLM 99.1.0 lies outside of what is known") == 1
+    (ready,) = [event.server for event in read_events(out) if isinstance(event, ServerReady)]
+    assert ready.version == "99.1.0"
+    assert set(ready.facts) == {"version_note"}
+    (commit, *_) = [event for event in read_events(out) if isinstance(event, LevelCommitted)]
+    assert (commit.stats.failed, commit.stats.cached_tokens) == (0, None)
+    (samples,) = (out / "cells").glob("*/attempt-1/samples.jsonl")
+    read = [json.loads(line) for line in samples.read_text().splitlines()]
+    assert {sample["source"] for sample in read} >= {"host", "tree"}
+    assert [sample for sample in read if sample["source"] == "engine" and sample["values"]] == []
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import psutil
 from orchestrator.launch.tree import read_environment, read_process, read_table
 
 OWNER = Path(__file__).with_name("owner_process.py")
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 class DyingOwner:
@@ -43,8 +43,11 @@ class DyingOwner:
 
 
 @contextmanager
-def dying_owner(directory: Path, run_id: str, *arguments: str, image: str | None = None) -> Iterator[DyingOwner]:
-    command = [sys.executable, str(OWNER), str(directory), run_id, *([image] if image else []), "--", *arguments]
+def dying_owner(
+    directory: Path, run_id: str, *arguments: str, image: str | None = None, count: int = 1
+) -> Iterator[DyingOwner]:
+    more = [word for word in (image, str(count) if count > 1 else None) if word]
+    command = [sys.executable, str(OWNER), str(directory), run_id, *more, "--", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0) as popen:
         try:
             yield DyingOwner(popen)

@@ -28,11 +28,11 @@ def docker_client() -> Iterator[Any]:
 
 
 @contextmanager
-def fake_image(scratch: Path) -> Iterator[str]:
-    """Name of an image that holds `launched_server`; removed at the end."""
+def fake_image(scratch: Path, server: Path = SERVER) -> Iterator[str]:
+    """Name of an image of this Python that holds a server as /opt/site/server.py; removed at the end."""
     site = scratch / "site"
     site.mkdir(parents=True)
-    shutil.copy(SERVER, site / "server.py")
+    shutil.copy(server, site / "server.py")
     archive = scratch / "image.tar"
     build(archive, site)
     tag = uuid.uuid4().hex[:8]

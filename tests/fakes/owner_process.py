@@ -1,6 +1,8 @@
 """A loadproof to be killed: opens one server of the fake stack, says where it is, and waits.
 
-python owner_process.py DIRECTORY RUN_ID [IMAGE] -- SERVER-ARGUMENTS
+python owner_process.py DIRECTORY RUN_ID [IMAGE [COUNT]] -- SERVER-ARGUMENTS
+
+COUNT servers at once; each says that it is ready.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ def starting(record: ServerRecord) -> None:
     say(event="starting", pid=record.pid, container=record.container_id)
 
 
-async def main(directory: str, run_id: str, image: str | None, arguments: list[str]) -> None:
+async def hold(directory: Path, run_id: str, image: str | None, arguments: list[str]) -> None:
     deployment = Deployment(
         name="d",
         stack="fake",
@@ -36,15 +38,22 @@ async def main(directory: str, run_id: str, image: str | None, arguments: list[s
         launch="docker" if image else "process",
         image=image,
         args=tuple(arguments),
+        start_timeout_s=120.0,  # many come up at once
     )
     owner = Owner.current(run_id, "cell-1")
-    opening = open_server(FakeStack(), deployment, directory=Path(directory), owner=owner, on_starting=starting)
-    async with opening as server:
+    async with open_server(FakeStack(), deployment, directory=directory, owner=owner, on_starting=starting) as server:
         say(event="ready", pids=await asyncio.to_thread(server.pids), base_url=server.base_url)
         await asyncio.Event().wait()
 
 
+async def main(folders: list[Path], run_id: str, image: str | None, arguments: list[str]) -> None:
+    await asyncio.gather(*(hold(folder, run_id, image, arguments) for folder in folders))
+
+
 if __name__ == "__main__":
     split = sys.argv.index("--")
-    given = sys.argv[1:split]
-    asyncio.run(main(given[0], given[1], given[2] if len(given) > 2 else None, sys.argv[split + 1 :]))
+    place, run, *more = sys.argv[1:split]
+    places = [Path(place) / str(number) for number in range(int(more[1]))] if more[1:] else [Path(place)]
+    for folder in places:
+        folder.mkdir(exist_ok=True)
+    asyncio.run(main(places, run, more[0] if more else None, sys.argv[split + 1 :]))

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from orchestrator.errors import HostError, StackError
 from orchestrator.launch.external import root_url
 from orchestrator.launch.listener import free_port
-from orchestrator.launch.ready import listed_models, reported_version, stream_events
+from orchestrator.launch.ready import Ready, completed, listed_models, reported_version, stream_events
 from orchestrator.launch.server import Owner, open_server
 from orchestrator.records import ServerRecord
 from stacks.base import Deployment
+from stacks.catalog import stack
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
@@ -62,6 +63,16 @@ def test_events_are_read_and_the_end_mark_is_none() -> None:
 @pytest.mark.parametrize("url", ["http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/"])
 def test_the_root_of_an_openai_url(url: str) -> None:
     assert root_url(url) == "http://h:1"
+
+
+def test_a_release_that_the_stack_does_not_know_is_a_fact_of_the_record() -> None:
+    record = ServerRecord(deployment="d", stack="vllm", launch="process", base_url="http://h")
+    log = ["Initializing a V1 LLM engine (v0.31.0) with config: x"]
+    told = completed(record, Ready(1.5, "99.0.0", "m"), stack("vllm"), log)
+    assert (told.version, told.ready_s, told.model_listed) == ("99.0.0", 1.5, "m")
+    assert "vLLM 99.0.0 lies outside" in str(told.facts["version_note"])
+    known = completed(record, Ready(1.5, None, "m"), stack("vllm"), log)
+    assert (known.version, known.facts) == ("0.31.0", {"version": "0.31.0"})
 
 
 # --- external -----------------------------------------------------------------------------------------------------

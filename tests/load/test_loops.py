@@ -1,0 +1,216 @@
+"""The open and the closed loop in virtual time: how many requests are sent, when, and what becomes of them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Sequence
+
+import pytest
+from fakes.virtual_time import run_virtually
+
+from orchestrator.clock import NS_PER_MS, NS_PER_S
+from orchestrator.judge.level import judge_level
+from orchestrator.load.arrivals import Law, constant, gamma, modulated, poisson, schedule, trace
+from orchestrator.load.closed import run_closed
+from orchestrator.load.open import run_open
+from orchestrator.metrics import is_good, level_stats, ttft_due_ns, ttft_ns
+from orchestrator.records import Failure, LevelRun, LevelSpec, Phase, Request, RequestRecord, Slo
+
+Ran = tuple[LevelRun, list[RequestRecord]]
+Serve = Callable[[Request], float]
+
+
+def spec(**changes: float) -> LevelSpec:
+    settings: dict[str, float] = {
+        "concurrency": 0, "requests": 1, "min_seconds": 0.0, "max_seconds": 3600.0, "ramp_seconds": 0.0,
+        "warmup_generations": 0, "warmup_seconds": 0.0, "filler_seconds": 0.0, "deadline_seconds": 600.0,
+    }  # fmt: skip
+    return LevelSpec(purpose="load", seed=1, **{**settings, **changes})  # type: ignore[arg-type]
+
+
+class Server:
+    """Answers each request after as many seconds as it is told; keeps what it was sent and when."""
+
+    def __init__(self, seconds: Serve = lambda _: 0.5, stalls: tuple[float, float] | None = None) -> None:
+        self.seconds = seconds
+        self.stalls = stalls
+        self.sent: list[tuple[int, int]] = []
+        self.most = self.running = 0
+
+    async def send(
+        self, request: Request, *, seq: int, phase: Phase, due_ns: int, user: int | None = None,
+        body: bytes | None = None,
+    ) -> RequestRecord:  # fmt: skip
+        loop = asyncio.get_running_loop()
+        sent_ns = round(loop.time() * NS_PER_S)
+        self.sent.append((request.seq, sent_ns))
+        self.running += 1
+        self.most = max(self.most, self.running)
+        failure = None
+        try:
+            await asyncio.sleep(self.seconds(request))
+        except asyncio.CancelledError:
+            failure = Failure(kind="cancelled")
+            task = asyncio.current_task()
+            assert task is not None
+            task.uncancel()
+        self.running -= 1
+        end_ns = round(loop.time() * NS_PER_S)
+        return RequestRecord(
+            seq=seq, request_id=str(seq), phase=phase, due_ns=due_ns, sent_ns=sent_ns, end_ns=end_ns, asked_in=1,
+            asked_out=1, first_ns=end_ns, last_ns=end_ns, out_tokens=1, token_ns=(end_ns,), failure=failure,
+            user=user,
+        )  # fmt: skip
+
+
+def requests() -> itertools.count[int]:
+    return itertools.count()
+
+
+def request(seq: int) -> Request:
+    return Request(seq=seq, prompt_tokens=1, output_tokens=1, prompt_seed=seq)
+
+
+def open_run(
+    monkeypatch: pytest.MonkeyPatch, server: Server, due: Sequence[int], *, most: int = 1000, **changes: float
+) -> Ran:
+    records: list[RequestRecord] = []
+    level = run_open(
+        spec(**changes), due, requests=map(request, requests()), send=server.send, prepare=lambda _: b"",
+        on_record=records.append, most_in_flight=most,
+    )  # fmt: skip
+    return run_virtually(monkeypatch, level), records
+
+
+def closed_run(monkeypatch: pytest.MonkeyPatch, server: Server, **changes: float) -> Ran:
+    records: list[RequestRecord] = []
+    level = run_closed(
+        spec(**changes), measured=map(request, requests()), other=map(request, itertools.count(10_000)),
+        send=server.send, prepare=lambda _: b"", on_record=records.append,
+    )  # fmt: skip
+    return run_virtually(monkeypatch, level), records
+
+
+# --- open -------------------------------------------------------------------------------------------------------
+
+LAWS = {
+    "constant": constant,
+    "poisson": poisson,
+    "gamma:2": gamma(2),
+    "modulated": modulated([1, 3], bin_s=5),
+    "trace": trace([n * n / 100 for n in range(200)]),
+}
+
+
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+def test_each_request_is_sent_when_it_is_due(monkeypatch: pytest.MonkeyPatch, law: Law) -> None:
+    due = schedule(law(20, 7), requests=150)
+    server = Server()
+    run, records = open_run(monkeypatch, server, due)
+    assert [seq for seq, _ in server.sent] == list(range(150))
+    assert [at - run.started_ns for _, at in server.sent] == [pytest.approx(at, abs=1000) for at in due]
+    assert sorted(record.seq for record in records) == list(range(150))
+    assert (run.cut, run.undrained, {r.failure for r in records}) == (None, 0, {None})
+    assert all(record.due_ns == run.started_ns + due[record.seq] for record in records)
+
+
+def test_a_slow_server_is_sent_no_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(lambda _: 30.0)
+    run, records = open_run(monkeypatch, server, schedule(constant(10, 0), seconds=20))
+    assert len(records) == 200
+    assert server.most == 200
+    assert run.in_flight_integral_s == pytest.approx(sum(range(200)) / 10, rel=0.001)
+
+
+def test_beyond_the_safety_cap_requests_are_dropped_and_count_against_the_level(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = Server(lambda _: 10.0)
+    _, records = open_run(monkeypatch, server, schedule(constant(10, 0), seconds=2), most=5)
+    dropped = [r for r in records if r.failure is not None and r.failure.kind == "dropped"]
+    assert (len(server.sent), server.most, len(dropped), len(records)) == (5, 5, 15, 20)
+    assert not any(is_good(record, Slo(), from_due=True) for record in dropped)
+
+
+def test_time_starts_when_a_request_was_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What makes a body holds up the loop for 2 s: the request is late, and its wait counts."""
+    server = Server(lambda _: 0.1)
+    records: list[RequestRecord] = []
+
+    def prepare(request: Request) -> bytes:
+        if request.seq == 1:
+            asyncio.get_running_loop().now_s += 2.0  # type: ignore[attr-defined]
+        return b""
+
+    level = run_open(
+        spec(), schedule(constant(10, 0), requests=3), requests=map(request, requests()), send=server.send,
+        prepare=prepare, on_record=records.append, most_in_flight=10,
+    )  # fmt: skip
+    run = run_virtually(monkeypatch, level)
+    late = next(r for r in records if r.seq == 1)
+    assert (ttft_ns(late), ttft_due_ns(late)) == (100 * NS_PER_MS, 2_000 * NS_PER_MS)
+    assert run.health.send_lag_ms_p99 == pytest.approx(1900)
+
+
+def test_a_client_that_is_too_slow_is_invalid_and_no_break(monkeypatch: pytest.MonkeyPatch) -> None:
+    records: list[RequestRecord] = []
+
+    def prepare(_: Request) -> bytes:
+        asyncio.get_running_loop().now_s += 0.3  # type: ignore[attr-defined]
+        return b""
+
+    level = run_open(
+        spec(), schedule(constant(10, 0), requests=100), requests=map(request, requests()), send=Server().send,
+        prepare=prepare, on_record=records.append, most_in_flight=1000,
+    )  # fmt: skip
+    run = run_virtually(monkeypatch, level)
+    slo = Slo()
+    verdict = judge_level(run, level_stats(run, records, [], slo, from_due=True), records, [], slo)
+    assert not verdict.valid
+    assert verdict.invalid[0].startswith("I1: loadproof was too slow itself")
+
+
+def test_the_time_limit_ends_it_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(lambda _: 100.0)
+    run, records = open_run(monkeypatch, server, schedule(constant(1, 0), seconds=60), max_seconds=10.5)
+    assert run.cut == "the time limit of 10.5 s for a level"
+    assert [r.failure is not None and r.failure.kind for r in records] == ["cancelled"] * 11
+    assert run.undrained == 11
+
+
+def test_what_goes_wrong_with_a_record_ends_the_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(record: RequestRecord) -> None:
+        raise OSError("the disk is full")
+
+    level = run_open(
+        spec(), schedule(constant(10, 0), requests=50), requests=map(request, requests()), send=Server().send,
+        prepare=lambda _: b"", on_record=full, most_in_flight=10,
+    )  # fmt: skip
+    with pytest.raises(OSError, match="disk is full"):
+        run_virtually(monkeypatch, level)
+
+
+# --- closed -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 7, 40])
+def test_without_fillers_exactly_the_asked_requests_are_sent(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    server = Server()
+    run, records = closed_run(monkeypatch, server, concurrency=4, requests=count)
+    assert (len(server.sent), len(records), run.cut) == (count, count, None)
+    assert server.most == min(4, count)
+
+
+def test_with_a_length_requests_are_sent_until_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(lambda _: 0.5)
+    run, records = closed_run(monkeypatch, server, concurrency=3, requests=1, min_seconds=9.9)
+    assert len(records) == 3 * 20
+    assert max(at for _, at in server.sent) - run.started_ns < 10 * NS_PER_S
+
+
+def test_users_think(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(lambda _: 0.5)
+    _, records = closed_run(monkeypatch, server, concurrency=2, requests=20, think_seconds=1.5)
+    assert max(at for _, at in server.sent) - min(at for _, at in server.sent) == pytest.approx(9 * 2 * NS_PER_S)
+    assert all(r.sent_ns - r.due_ns < NS_PER_MS for r in records)
