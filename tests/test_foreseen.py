@@ -15,7 +15,10 @@ from orchestrator.records import Predicted
 from orchestrator.watch import gpu
 from orchestrator.watch.gpu import GpuInfo
 from orchestrator.watch.neighbours import neighbours
+from stacks.base import Deployment
+from stacks.memory.bill import bill, require_pool
 from stacks.memory.cards import find_card
+from stacks.memory.deployed import setup_of
 
 H100 = GpuInfo(index=0, uuid="GPU-1", name="NVIDIA H100 80GB HBM3", memory_total_bytes=81_559 * 2**20)
 
@@ -104,3 +107,34 @@ def test_neighbours_are_named_before_anything_starts(monkeypatch: pytest.MonkeyP
     assert found[1].name == ""
     assert neighbours(()) == ()
     assert neighbours(("7",)) == ()
+
+
+@pytest.mark.parametrize(("kv_dtype", "tokens"), [("auto", 46_592), ("fp8", 93_184)])
+def test_the_pool_of_vllm_on_a_cpu_is_exact(tmp_path: Path, kv_dtype: str, tokens: int) -> None:
+    """As vLLM 0.33 logs it for SmolLM2-135M (30 layers, 3 KV heads of 64) with VLLM_CPU_KVCACHE_SPACE=1."""
+    config = {
+        "num_hidden_layers": 30,
+        "hidden_size": 576,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "intermediate_size": 1536,
+        "vocab_size": 49152,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+    }
+    (tmp_path / "config.json").write_bytes(msgspec.json.encode(config))
+    deployment = Deployment(
+        name="cpu",
+        stack="vllm",
+        model=str(tmp_path),
+        launch="process",
+        version="0.33.0",
+        kv_dtype=kv_dtype,
+        context_tokens=2048,
+        env={"VLLM_CPU_KVCACHE_SPACE": "1"},
+    )
+    result = bill(setup_of(deployment))
+    assert require_pool(result).held.tokens == tokens
+    assert {item.name for item in result.items} == {"weights", "KV cache"}
+    assert result.resident is None
