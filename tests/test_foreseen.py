@@ -19,6 +19,7 @@ from stacks.base import Deployment
 from stacks.memory.bill import bill, require_pool
 from stacks.memory.cards import find_card
 from stacks.memory.deployed import setup_of
+from stacks.memory.models import UnknownFactError
 
 H100 = GpuInfo(index=0, uuid="GPU-1", name="NVIDIA H100 80GB HBM3", memory_total_bytes=81_559 * 2**20)
 
@@ -138,3 +139,19 @@ def test_the_pool_of_vllm_on_a_cpu_is_exact(tmp_path: Path, kv_dtype: str, token
     assert require_pool(result).held.tokens == tokens
     assert {item.name for item in result.items} == {"weights", "KV cache"}
     assert result.resident is None
+
+
+def test_a_family_of_formats_means_the_checkpoints_own(tmp_path: Path) -> None:
+    scheme = {"weights": {"num_bits": 8, "type": "int"}}
+    config = {
+        "num_hidden_layers": 2,
+        "hidden_size": 64,
+        "num_attention_heads": 2,
+        "vocab_size": 128,
+        "quantization_config": {"quant_method": "compressed-tensors", "config_groups": {"group_0": scheme}},
+    }
+    (tmp_path / "config.json").write_bytes(msgspec.json.encode(config))
+    deployment = Deployment(name="a", stack="vllm", model=str(tmp_path), quantization="compressed-tensors")
+    assert setup_of(deployment).weights.name == "int8"
+    with pytest.raises(UnknownFactError):
+        setup_of(msgspec.structs.replace(deployment, quantization="mystery", model="meta-llama/Llama-3.1-8B"))

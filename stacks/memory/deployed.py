@@ -119,7 +119,7 @@ def setup_of(deployment: Deployment, card: Card | None = None, *, measured: bool
     found = _found(deployment)
     if deployment.stack == "llamacpp":
         return check_setup(_llamacpp(deployment, found, card))
-    weights = weights_of(found, deployment.quantization)
+    weights = _weights(deployment, found)
     setup = Setup(
         model=found.model,
         weights=weights,
@@ -146,6 +146,16 @@ def setup_of(deployment: Deployment, card: Card | None = None, *, measured: bool
     double = setup.stack == "vllm" and setup.engine == "V0"
     refined = refine_format(weights, deployment.quantization, scales_kept_double=double)
     return check_setup(msgspec.structs.replace(setup, weights=refined))
+
+
+def _weights(deployment: Deployment, found: FoundModel) -> WeightFormat:
+    """The format asked for; where that names a family of formats (``compressed-tensors``), the checkpoint's own."""
+    try:
+        return weights_of(found, deployment.quantization)
+    except UnknownFactError:
+        if found.weight_format is None:
+            raise
+        return weights_of(found, None)
 
 
 def _on_cpu(setup: Setup, deployment: Deployment) -> Setup:
