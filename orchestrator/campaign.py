@@ -252,7 +252,7 @@ class Campaign:
                 if isinstance(step, Stop):
                     return None, None
                 history = outcomes(self.journal.events, cell.id)
-                spec = bench.spec(step, position=len(history))
+                spec = bench.spec(step)
                 expected_ns = round(bench.expected_seconds(spec) * NS_PER_S)
                 if deadline_ns is not None and now_ns() + expected_ns > deadline_ns:
                     return f"the time budget has no room for the step {step.purpose} at {step.concurrency}", None

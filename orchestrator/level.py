@@ -105,8 +105,12 @@ class Bench:
         mean_ms = nearest.stats.e2e_ms.mean or 0.0
         return mean_ms / 1000 * max(1.0, concurrency / nearest.run.spec.concurrency)
 
-    def spec(self, step: Measure, position: int) -> LevelSpec:
-        """The level that a step of the search asks for, under the plan's rules."""
+    def spec(self, step: Measure) -> LevelSpec:
+        """The level that a step of the search asks for, under the plan's rules.
+
+        The n-th level at a concurrency asks the same list on every stack, however the searches came there: that makes
+        pairs for a comparison.
+        """
         ramp = self._plan.ramp
         concurrency = step.concurrency
         expected = self._expected_e2e_s(concurrency)
@@ -114,7 +118,7 @@ class Bench:
         return LevelSpec(
             concurrency=concurrency,
             purpose=step.purpose,
-            seed=level_seed(self._plan.seed, self._cell.workload.name, concurrency, step.purpose, position),
+            seed=level_seed(self._plan.seed, self._cell.workload.name, concurrency, "level", step.replicate),
             requests=-(-max(ramp.requests, ramp.requests_per_user * concurrency) // 10) * 10,
             min_seconds=ramp.min_seconds,
             max_seconds=ramp.max_seconds,

@@ -152,11 +152,10 @@ class TokenEvents(NamedTuple):
     def of(cls, records: Sequence[RequestRecord]) -> TokenEvents:
         events = np.array([len(r.token_ns) for r in records], np.int64)
         total = int(events.sum())
-        counts = (r.token_counts or itertools.repeat(1, len(r.token_ns)) for r in records)
         return cls(
             at_ns=np.fromiter(itertools.chain.from_iterable(r.token_ns for r in records), np.int64, total),
             request=np.repeat(np.arange(len(records)), events),
-            tokens=np.fromiter(itertools.chain.from_iterable(counts), np.int64, total),
+            tokens=_event_tokens(records, total),
         )
 
     def inter_token_ms(self) -> Floats:
@@ -166,6 +165,14 @@ class TokenEvents(NamedTuple):
         return np.repeat(np.diff(self.at_ns)[follows] / np.maximum(tokens, 1) / NS_PER_MS, tokens)
 
 
+def _event_tokens(records: Sequence[RequestRecord], total: int) -> Ints:
+    """Tokens of each event; one each where the stream tells no counts, which is nearly always."""
+    if not any(r.token_counts for r in records):
+        return np.ones(total, np.int64)
+    counts = (r.token_counts or itertools.repeat(1, len(r.token_ns)) for r in records)
+    return np.fromiter(itertools.chain.from_iterable(counts), np.int64, total)
+
+
 def _inter_token_ms(measured: Sequence[RequestRecord]) -> Floats:
     """ITL over all measured requests; a failed one counts +inf for every token gap that was asked of it."""
     missing = sum(max(1, r.asked_out - 1) for r in measured if r.failure is not None)
@@ -173,7 +180,12 @@ def _inter_token_ms(measured: Sequence[RequestRecord]) -> Floats:
     return np.concatenate([values, np.full(missing, INF)])
 
 
-def _tpot_ms(measured: Sequence[RequestRecord]) -> list[float]:
+def ttft_values_ms(measured: Sequence[RequestRecord], *, from_due: bool = False) -> list[float]:
+    """TTFT of every request in the order given, failures as +inf."""
+    return _all_ms(ttft_due_ns(r) if from_due else ttft_ns(r) for r in measured)
+
+
+def tpot_values_ms(measured: Sequence[RequestRecord]) -> list[float]:
     """TPOT of those that have one: one-token answers are left out, failures and unknown token counts are +inf."""
     defined = (r for r in measured if r.failure is not None or r.out_tokens is None or r.out_tokens > 1)
     return [INF if ns is None else ns / NS_PER_MS for ns in map(tpot_ns, defined)]
@@ -195,8 +207,19 @@ def steady_window(run: LevelRun) -> Window | None:
     return (start, end) if start is not None and end is not None and end > start else None
 
 
-def output_tokens_in(records: Sequence[RequestRecord], window: Window) -> float | None:
-    """Output tokens that arrived in the window, failed requests left out.
+class Arrivals(NamedTuple):
+    """Output tokens as they arrived."""
+
+    at_ns: Ints
+    tokens: Floats
+
+    def within(self, window: Window) -> Arrivals:
+        inside = (self.at_ns > window[0]) & (self.at_ns <= window[1])
+        return Arrivals(self.at_ns[inside], self.tokens[inside])
+
+
+def output_arrivals(records: Sequence[RequestRecord], window: Window) -> Arrivals | None:
+    """Arrivals of output tokens inside the window, failed requests left out.
 
     Where the events' own counts do not add up to the server's count, each event stands for its share of that count.
     None if a request that finished with tokens in the window has no token count.
@@ -207,8 +230,13 @@ def output_tokens_in(records: Sequence[RequestRecord], window: Window) -> float 
     events = TokenEvents.of(done)
     told = np.bincount(events.request, weights=events.tokens, minlength=len(done))
     scale = np.array([r.out_tokens for r in done], np.float64) / np.maximum(told, 1)
-    inside = (events.at_ns > window[0]) & (events.at_ns <= window[1])
-    return float((events.tokens * scale[events.request])[inside].sum())
+    return Arrivals(events.at_ns, events.tokens * scale[events.request]).within(window)
+
+
+def output_tokens_in(records: Sequence[RequestRecord], window: Window) -> float | None:
+    """Output tokens that arrived in the window; None where a count is missing (see `output_arrivals`)."""
+    arrivals = output_arrivals(records, window)
+    return None if arrivals is None else float(arrivals.tokens.sum())
 
 
 def _overlaps(r: RequestRecord, window: Window) -> bool:
@@ -362,8 +390,8 @@ def level_stats(
         failed=failures.total(),
         failures=dict(sorted(failures.items())),
         attainment=good / len(measured) if measured else 0.0,
-        ttft_ms=percentiles(_all_ms(ttft_due_ns(r) if from_due else ttft_ns(r) for r in measured)),
-        tpot_ms=percentiles(_tpot_ms(measured)),
+        ttft_ms=percentiles(ttft_values_ms(measured, from_due=from_due)),
+        tpot_ms=percentiles(tpot_values_ms(measured)),
         itl_ms=percentiles(_inter_token_ms(measured)),
         e2e_ms=percentiles(_all_ms(e2e_due_ns(r) if from_due else e2e_ns(r) for r in measured)),
         window_s=length_s,

@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import altair as alt
 import vl_convert
+from altair.utils import schemapi
 from markupsafe import Markup, escape
 
 from reports.figures import clean
+from reports.traffic import EDGES
 
 WIDTH, HEIGHT = 370, 200
 _BRACKETS_PX = 24
@@ -74,6 +77,11 @@ class Curve(NamedTuple):
     """Which colour and dash; the same in every chart of a report."""
 
 
+def unchecked() -> AbstractContextManager[None]:
+    """Charts drawn inside are not held against Vega-Lite's schema, which takes longer than drawing them. Tests are."""
+    return schemapi.debug_mode(False)
+
+
 def colour_variable(slot: int) -> int:
     """Number of the page's colour for a slot, from 1."""
     return slot % SERIES + 1
@@ -108,32 +116,68 @@ def concurrency_chart(
     )
     x = _concurrency_axis([mark.concurrency for curve in curves for mark in curve.marks])
     layers = [_limit_layer(limit, y)] if limit is not None else []
-    for position, curve in enumerate(curves):
-        foot = HEIGHT - strip + (position + 0.75) * strip / len(curves)
-        layers += _curve_layers(curve, x, y, high, foot)
+    layers += _curve_layers(curves, x, y, high)
+    layers += _bracket_layers(curves, x, strip)
     return _svg(layers, title, described)
 
 
-def _curve_layers(curve: Curve, x: alt.X, y: alt.Y, high: float, foot: float) -> list[alt.Chart]:
-    colour = f"#5e000{curve.slot % SERIES}"
+def _colours(curves: Sequence[Curve]) -> alt.Scale:
+    """Colour of each curve, by its position."""
+    slots = [f"#5e000{curve.slot % SERIES}" for curve in curves]
+    return alt.Scale(domain=list(range(len(curves))), range=slots)
+
+
+def _curve_layers(curves: Sequence[Curve], x: alt.X, y: alt.Y, high: float) -> list[alt.Chart]:
+    """Lines, and one layer of marks for each verdict: few layers, since each costs time to draw."""
+    scale = _colours(curves)
     rows = [
-        {"c": mark.concurrency, "y": high if mark.value is None else min(mark.value, high), "word": mark.word}
+        {
+            "c": mark.concurrency,
+            "y": high if mark.value is None else min(mark.value, high),
+            "word": mark.word,
+            "s": position,
+            "line": mark.on_line,
+        }
+        for position, curve in enumerate(curves)
         for mark in curve.marks
     ]
-    line = [row for row, mark in zip(rows, curve.marks, strict=True) if mark.on_line]
+    dashes = alt.Scale(domain=list(range(len(curves))), range=[list(dash(curve.slot)) for curve in curves])
     layers = [
-        _chart(line).mark_line(color=colour, strokeWidth=1.75, strokeDash=list(dash(curve.slot))).encode(x=x, y=y)
+        _chart([row for row in rows if row["line"]])
+        .mark_line(strokeWidth=1.75)
+        .encode(
+            x=x,
+            y=y,
+            color=alt.Color("s:N", scale=scale, legend=None),
+            strokeDash=alt.StrokeDash("s:N", scale=dashes, legend=None),
+        )
     ]
     for word, shape in SHAPES.items():
         if found := [row for row in rows if row["word"] == word]:
-            fill = colour if word == "PASS" else _PAPER
-            mark = _chart(found).mark_point(shape=shape, size=48, stroke=colour, strokeWidth=1.75, fill=fill, opacity=1)
-            layers.append(mark.encode(x=x, y=y))
-    if curve.bracket is not None:
-        rule = _chart([{"c": curve.bracket[0], "c2": curve.bracket[1]}])
-        line = rule.mark_rule(color=colour, strokeWidth=4)
-        layers.append(line.encode(x=x, x2="c2:Q", y=alt.value(foot)))
+            mark = _chart(found).mark_point(shape=shape, size=48, strokeWidth=1.75, opacity=1)
+            stroke = alt.Stroke("s:N", scale=scale, legend=None)
+            fill = alt.Fill("s:N", scale=scale, legend=None) if word == "PASS" else alt.value(_PAPER)
+            layers.append(mark.encode(x=x, y=y, stroke=stroke, fill=fill))
     return layers
+
+
+def _bracket_layers(curves: Sequence[Curve], x: alt.X, strip: int) -> list[alt.Chart]:
+    """A bar at the foot for each curve, from what held to what broke."""
+    rows = [
+        {
+            "c": curve.bracket[0],
+            "c2": curve.bracket[1],
+            "s": position,
+            "foot": HEIGHT - strip + (position + 0.75) * strip / len(curves),
+        }
+        for position, curve in enumerate(curves)
+        if curve.bracket is not None
+    ]
+    if not rows:
+        return []
+    colour = alt.Color("s:N", scale=_colours(curves), legend=None)
+    foot = alt.Y("foot:Q", scale=None, axis=None)
+    return [_chart(rows).mark_rule(strokeWidth=4).encode(x=x, x2="c2:Q", y=foot, color=colour)]
 
 
 def _limit_layer(limit: float, y: alt.Y) -> alt.Chart:
@@ -218,6 +262,50 @@ def bill_chart(
     return _svg([chart, label], "Memory by item", described, height=46 * max(1, len(bars)))
 
 
+# --- lengths ----------------------------------------------------------------------------------------------------
+
+
+class LengthCurve(NamedTuple):
+    """A distribution of token counts."""
+
+    name: str
+    """asked (filled), served, or preset."""
+    counts: tuple[int, ...]
+    """In half octaves from 1 token (`reports.traffic.EDGES`)."""
+
+
+_LENGTH_SLOTS = {"served": 1, "preset": 6}
+
+
+def length_chart(curves: Sequence[LengthCurve], *, title: str, described: str) -> Markup:
+    """Share of the requests by length, on a logarithmic axis."""
+    used = [i for curve in curves for i, number in enumerate(curve.counts) if number]
+    first, last = max(0, min(used) - 1), max(used) + 1
+    x = alt.X(
+        "t:Q",
+        title="tokens, log scale",
+        scale=alt.Scale(type="log", base=2, domain=[EDGES[first], EDGES[min(last + 1, len(EDGES) - 1)]], nice=False),
+        axis=alt.Axis(grid=False, values=[2.0**i for i in range(len(EDGES) // 2 + 1)], format=",d", labelOverlap=True),
+    )
+    y = alt.Y("y:Q", title="share of requests", axis=alt.Axis(format="%", tickCount=4), scale=alt.Scale(nice=False))
+    layers = []
+    for curve in curves:
+        total = sum(curve.counts)
+        shown = [*curve.counts[first : last + 1], 0]
+        rows = [
+            {"t": EDGES[first + i], "y": number / total} for i, number in enumerate(shown) if first + i < len(EDGES)
+        ]
+        if curve.name == "asked":
+            mark = _chart(rows).mark_area(interpolate="step-after", color=_ITEM_COLOURS[0], opacity=0.3)
+        else:
+            slot = _LENGTH_SLOTS[curve.name]
+            mark = _chart(rows).mark_line(
+                interpolate="step-after", color=f"#5e000{slot}", strokeWidth=1.75, strokeDash=list(dash(slot))
+            )
+        layers.append(mark.encode(x=x, y=y))
+    return _svg(layers, title, described, height=150)
+
+
 # --- axes -------------------------------------------------------------------------------------------------------
 
 
@@ -275,7 +363,7 @@ def _decade_ticks(low: float, high: float) -> list[float]:
 def _svg(layers: Sequence[alt.Chart], title: str, described: str, height: int = HEIGHT) -> Markup:
     """The drawing as an element of the page: colours by variable, scaled to its place, told to screen readers."""
     chart = alt.LayerChart(layer=list(layers), width=WIDTH, height=height, padding=4, config=_CONFIG)
-    drawn = vl_convert.vegalite_to_svg(chart.to_dict())
+    drawn = vl_convert.vegalite_to_svg(chart.to_dict(validate=schemapi.DEBUG_MODE))
     body = re.sub(r"#5e[0-9a-f]{4}", lambda found: f"var({_VARIABLES[found[0]]})", drawn)
     body = re.sub(r' (?:role|aria-roledescription|aria-hidden|xmlns:xlink|version|pointer-events)="[^"]*"', "", body)
     body = re.sub(r'<path class="(?:foreground|background)"[^>]*/>', "", body)

@@ -17,10 +17,11 @@ from markupsafe import Markup, escape
 
 from orchestrator.journal import RunFiles
 from reports import figures
-from reports.charts import colour_variable, dash
+from reports.charts import colour_variable, dash, unchecked
+from reports.comparison import Comparison
 from reports.result import Result, result, write_derived
 from reports.run import read_run
-from reports.sections import belief, bill, bought, breaks, decision, repeat, times
+from reports.sections import belief, bill, bought, breaks, decision, lengths, repeat, times, versus
 from reports.sections.glossary import TERMS
 
 _PLAN_CHARACTERS = 64 * 1024
@@ -89,6 +90,8 @@ def render(found: Result, plan_text: str) -> str:
     cards = decision.cards(found)
     return environment.get_template("report.html").render(
         result=found,
+        page_title=found.title,
+        version=found.loadproof_version,
         style=style,
         style_source=style_source,
         cards=cards,
@@ -99,10 +102,12 @@ def render(found: Result, plan_text: str) -> str:
         comparisons=bought.comparisons(found.cells),
         accounts=bill.accounts(found.cells),
         ladders=breaks.ladders(found),
+        traffic=lengths.workloads(found),
         times=times.lines(found),
         incidents=[(cell.asked, incident) for cell in found.cells for incident in cell.incidents],
         hardware_notes=belief.hardware_notes(found),
         health=belief.health(found),
+        sureness=belief.sureness(found),
         remarks=belief.remarks(found),
         notes=belief.notes(found),
         started=repeat.started(found),
@@ -114,6 +119,28 @@ def render(found: Result, plan_text: str) -> str:
     )
 
 
+def render_comparison(a: Result, b: Result, found: Comparison) -> str:
+    """The page of a comparison of two results."""
+    environment = _environment()
+    style, style_source = _style(environment)
+    return environment.get_template("compare.html").render(
+        page_title=f"{found.title_b} against {found.title_a}",
+        version=b.loadproof_version,
+        style=style,
+        style_source=style_source,
+        found=found,
+        cells=versus.versus(a, b, found),
+        terms=TERMS,
+    )
+
+
+def write_comparison(a: Result, b: Result, found: Comparison, path: Path) -> None:
+    """Write the page of a comparison. Raises HostError if the file cannot be written."""
+    with unchecked():
+        page = render_comparison(a, b, found)
+    write_derived(path, page.encode())
+
+
 def write_report(run_dir: Path, out: Path | None = None, *, found: Result | None = None) -> Path:
     """Write the report of a run directory, to `out` or to its ``report.html``, and return where it lies.
 
@@ -121,7 +148,8 @@ def write_report(run_dir: Path, out: Path | None = None, *, found: Result | None
     and HostError if the file cannot be written.
     """
     run = read_run(run_dir)
-    page = render(found or result(run), run.plan_text())
+    with unchecked():
+        page = render(found or result(run), run.plan_text())
     path = out or RunFiles(run_dir).report
     write_derived(path, page.encode())
     return path

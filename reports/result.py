@@ -14,14 +14,16 @@ import msgspec
 
 from orchestrator.clock import NS_PER_S
 from orchestrator.errors import HostError, JournalError
-from orchestrator.journal import RunFiles, hash_files
+from orchestrator.journal import RunFiles, hash_files, sha256
 from orchestrator.judge.level import judge_level
 from orchestrator.judge.margin import CellVerdict, cell_verdict
 from orchestrator.judge.search import Outcome, SearchRules, Stop, next_step
-from orchestrator.metrics import level_stats
+from orchestrator.metrics import Series, level_stats, measured_records, output_arrivals, steady_window
 from orchestrator.records import (
     AskedCell,
     ClientHealth,
+    LevelCommitted,
+    LevelRun,
     LevelStats,
     LevelVerdict,
     Purpose,
@@ -31,10 +33,14 @@ from orchestrator.records import (
     ServerRecord,
     Slo,
 )
+from reports.certainty import Certainty, certainty
+from reports.compat import Compat, compat
+from reports.course import Course, course
 from reports.ledger import Ledger, held_tokens, ledger
 from reports.reconcile import Lesson, Reconciliation, lesson_of, reconcile
 from reports.run import Attempt, Cell, Level, Run, read_run
 from reports.timeline import Span, Timeline, best_source, memory_series, source_words, thin, to_seconds
+from reports.traffic import Counted, Traffic, traffic
 
 RESULT_SCHEMA = 1
 """Version of result.json. Raised when a reader of the old one would misread the new one."""
@@ -61,10 +67,21 @@ class LevelResult(msgspec.Struct, frozen=True, kw_only=True):
     verdict: LevelVerdict
     health: ClientHealth
     workload_sha256: str
+    """Of everything that was demanded; a faster server is asked for more within the least time."""
+    list_sha256: str
+    """Of the lengths that the first N measured requests asked in order, N being the least number of the level."""
     kv_held_tokens: int | None
     """Most tokens that requests under way held at one time, by their own counts."""
     judged_again: Literal["same", "differs"]
     """Whether the raw records, judged by this version, give the stored verdict."""
+    certainty: Certainty
+    compat: Compat
+    course: Course
+    tokens_from: tuple[str, ...]
+    """Where the token counts of the successes come from."""
+    power_w: float | None
+    """Mean power of the cards over the steady window, where NVML tells it."""
+    energy_j_per_output_token: float | None
 
 
 class Bill(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,6 +135,7 @@ class CellResult(msgspec.Struct, frozen=True, kw_only=True):
     ledger: Ledger
     reconciliation: Reconciliation
     timeline: Timeline
+    traffic: Traffic
     incidents: tuple[Incident, ...]
 
 
@@ -146,10 +164,16 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 # --- levels -----------------------------------------------------------------------------------------------------
 
 
-def _level(level: Level, started_ns: int, samples: Sequence[Sample], slo: Slo) -> LevelResult:
+def _level(level: Level, started_ns: int, watched: Sequence[Sample], slo: Slo, counted: Counted) -> LevelResult:
+    """One level, its records read once and kept by nobody; their lengths are added to `counted`."""
     commit = level.commit
-    run, verdict = commit.run, commit.verdict
+    run, verdict, stats = commit.run, commit.verdict, commit.stats
     records = level.records()
+    counted.add(records)
+    samples = [sample for sample in watched if run.started_ns <= sample.at_ns <= commit.at_ns]
+    arrivals = output_arrivals(records, (run.started_ns, run.ended_ns))
+    power = _power_w(samples, run)
+    rate = stats.output_tokens_per_s
     return LevelResult(
         level=commit.level,
         attempt=commit.attempt,
@@ -160,21 +184,41 @@ def _level(level: Level, started_ns: int, samples: Sequence[Sample], slo: Slo) -
         ended_s=round((run.ended_ns - started_ns) / NS_PER_S, 3),
         cut=run.cut,
         undrained=run.undrained,
-        stats=commit.stats,
+        stats=stats,
         verdict=verdict,
         health=run.health,
         workload_sha256=commit.workload_sha256,
+        list_sha256=_list_sha256(records, run.spec.requests),
         kv_held_tokens=held_tokens(records),
-        judged_again="same" if _agrees(level, records, samples, slo) else "differs",
+        judged_again="same" if _agrees(commit, records, samples, slo) else "differs",
+        certainty=certainty(run, records, slo, arrivals),
+        compat=compat(records),
+        course=course(run, records, samples, arrivals),
+        tokens_from=tuple(sorted({r.tokens_from for r in records if r.failure is None})),
+        power_w=power,
+        energy_j_per_output_token=power / rate if power is not None and rate else None,
     )
 
 
-def _agrees(level: Level, records: list[RequestRecord], samples: Sequence[Sample], slo: Slo) -> bool:
+def _list_sha256(records: Sequence[RequestRecord], most: int) -> str:
+    asked = "".join(f"{r.asked_in} {r.asked_out}\n" for r in measured_records(records)[:most])
+    return sha256(asked.encode())
+
+
+def _power_w(samples: Sequence[Sample], run: LevelRun) -> float | None:
+    """Mean power over the steady window, added up over the cards that were watched."""
+    window = steady_window(run)
+    cards = sorted({sample.source for sample in samples if sample.source.startswith("gpu:")})
+    if window is None:
+        return None
+    read = [values for card in cards if len(values := Series.of(samples, card, "power_w").within(window).values)]
+    return float(sum(values.mean() for values in read)) if read else None
+
+
+def _agrees(commit: LevelCommitted, records: Sequence[RequestRecord], samples: Sequence[Sample], slo: Slo) -> bool:
     """Judge the level again from its raw records: the same counts and the same words?"""
-    commit = level.commit
-    within = [sample for sample in samples if commit.run.started_ns <= sample.at_ns <= commit.at_ns]
-    stats = level_stats(commit.run, records, within, slo)
-    verdict = judge_level(commit.run, stats, records, within, slo, hard_break=commit.verdict.hard_break)
+    stats = level_stats(commit.run, records, samples, slo)
+    verdict = judge_level(commit.run, stats, records, samples, slo, hard_break=commit.verdict.hard_break)
     return (stats.offered, stats.good, stats.failed, verdict.valid, verdict.verdict) == (
         commit.stats.offered,
         commit.stats.good,
@@ -353,14 +397,16 @@ def _cell(cell: Cell, slo: Slo, host: Mapping[str, object], lessons: dict[str, L
     watched = {attempt.number: attempt.samples() for attempt in cell.attempts}
     started = {attempt.number: attempt.started_ns for attempt in cell.attempts}
     timeline = _timeline(cell, watched)
+    counted = Counted()
+    levels = tuple(
+        _level(level, started[level.commit.attempt], watched[level.commit.attempt], slo, counted)
+        for level in cell.levels
+    )
     try:
         stop = _stop(cell)
         search = stop.why if stop else ""
     except JournalError as error:
         stop, search = None, str(error)
-    levels = tuple(
-        _level(level, started[level.commit.attempt], watched[level.commit.attempt], slo) for level in cell.levels
-    )
     life = _ledger(cell, watched, levels)
     bill = reconcile(cell.asked.predicted, cell.asked.unpredicted, cell.server, life, lessons)
     if bill.key and (lesson := lesson_of(bill)):
@@ -379,6 +425,7 @@ def _cell(cell: Cell, slo: Slo, host: Mapping[str, object], lessons: dict[str, L
         ledger=life,
         reconciliation=bill,
         timeline=timeline,
+        traffic=traffic(counted, cell.asked),
         incidents=tuple(_incidents(cell)),
     )
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from orchestrator.clock import seconds
+from orchestrator.metrics import Ints
 from orchestrator.records import RequestRecord
 
 
@@ -15,7 +17,7 @@ def longest_silence_s(records: Sequence[RequestRecord]) -> float:
 
     A request that we gave up (timeout, cancelled) ended without a sign of life.
     """
-    signs = np.sort(np.fromiter(_signs_of_life(records), np.int64))
+    signs = _signs_of_life(records)
     longest = 0
     for start, end in _busy(records):
         inside = signs[np.searchsorted(signs, start) : np.searchsorted(signs, end, side="right")]
@@ -23,11 +25,11 @@ def longest_silence_s(records: Sequence[RequestRecord]) -> float:
     return seconds(longest)
 
 
-def _signs_of_life(records: Sequence[RequestRecord]) -> Iterator[int]:
-    for r in records:
-        yield from r.token_ns
-        if r.failure is None or r.failure.kind not in ("timeout", "cancelled"):
-            yield r.end_ns
+def _signs_of_life(records: Sequence[RequestRecord]) -> Ints:
+    """Arrivals of tokens and ends of answers, in order."""
+    arrived = np.fromiter(itertools.chain.from_iterable(r.token_ns for r in records), np.int64)
+    ended = [r.end_ns for r in records if r.failure is None or r.failure.kind not in ("timeout", "cancelled")]
+    return np.sort(np.concatenate([arrived, np.array(ended, np.int64)]))
 
 
 def _busy(records: Sequence[RequestRecord]) -> Iterator[tuple[int, int]]:

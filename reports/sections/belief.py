@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from reports.certainty import Estimate
+from reports.figures import NONE, latency, percent, significant
 from reports.result import CellResult, Hardware, LevelResult, Result
 
 HARDWARE_WORDS: dict[Hardware, str] = {
@@ -35,6 +37,25 @@ class Health(NamedTuple):
     differs: int
 
 
+class Sureness(NamedTuple):
+    """One level: is it valid, and how well are its figures known?"""
+
+    deployment: str
+    workload: str
+    concurrency: int
+    purpose: str
+    word: str
+    requests: int
+    n_eff: float | None
+    design_effect: float | None
+    good: str
+    ttft: str
+    tpot: str
+    output: str
+    kernel_share: float
+    loop_lag_ms: float
+
+
 class Remark(NamedTuple):
     """Something that was said of one level."""
 
@@ -50,6 +71,41 @@ def hardware_notes(result: Result) -> list[str]:
 
 def health(result: Result) -> tuple[Health, ...]:
     return tuple(_health(cell) for cell in result.cells if cell.levels)
+
+
+def sureness(result: Result) -> tuple[Sureness, ...]:
+    return tuple(_sureness(cell, level) for cell in result.cells for level in cell.levels)
+
+
+def _sureness(cell: CellResult, level: LevelResult) -> Sureness:
+    sure = level.certainty
+    return Sureness(
+        deployment=cell.asked.deployment,
+        workload=cell.asked.workload,
+        concurrency=level.concurrency,
+        purpose=level.purpose,
+        word="VALID" if level.verdict.valid else "INVALID",
+        requests=level.stats.offered,
+        n_eff=sure.attainment.n_eff,
+        design_effect=sure.design_effect,
+        good=interval(sure.attainment, percent),
+        ttft=interval(sure.ttft_p95_ms, latency),
+        tpot=interval(sure.tpot_p95_ms, latency),
+        output=interval(sure.output_tokens_per_s, significant),
+        kernel_share=level.health.kernel_share,
+        loop_lag_ms=level.health.loop_lag_ms_p99,
+    )
+
+
+def interval(found: Estimate, text: Callable[[float | None], str]) -> str:
+    """``330 to 342 ms``; ``over 330 ms`` where too few requests bound it above."""
+    if found.lower is not None and found.upper is not None:
+        low, high = text(found.lower), text(found.upper)
+        unit = " " + high.rpartition(" ")[2]
+        return f"{low.removesuffix(unit)} to {high}"
+    if found.lower is not None:
+        return f"over {text(found.lower)}"
+    return NONE if found.upper is None else f"under {text(found.upper)}"
 
 
 def _worst(values: Sequence[float | None]) -> float | None:

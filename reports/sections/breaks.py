@@ -96,12 +96,17 @@ def _ladder(workload: str, cells: Sequence[CellResult], colours: Mapping[str, in
         mean_prompt=asked.mean_prompt_tokens,
         mean_output=asked.mean_output_tokens,
         deployments=tuple((cell.asked.deployment, colours[cell.asked.deployment]) for cell in cells),
-        pictures=tuple(_picture(quantity, cells, colours) for quantity in _quantities(slo)) if several else (),
+        pictures=pictures(cells, colours, slo) if several else (),
         lines=tuple(lines),
         reported=frozenset(
             name for name in _ENGINE_FIGURES if any(getattr(line.level.stats, name) is not None for line in lines)
         ),
     )
+
+
+def pictures(cells: Sequence[CellResult], colours: Mapping[str, int], slo: Slo) -> tuple[Picture, ...]:
+    """Every quantity against concurrency, a line for each cell; `colours` by deployment."""
+    return tuple(_picture(quantity, cells, colours) for quantity in _quantities(slo))
 
 
 def _quantities(slo: Slo) -> tuple[_Quantity, ...]:

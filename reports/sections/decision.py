@@ -10,6 +10,9 @@ from orchestrator.records import AskedCell, LevelStats, Percentiles, Slo
 from reports.figures import NONE, count, latency, percent, significant, size
 from reports.result import CellResult, LevelResult, Result
 
+_MJ_PER_KWH = 3.6
+"""So that J a token, which is MJ a million tokens, becomes kWh a million."""
+
 NO_VALUE = "no value"
 """A percentile that lies among the failed requests."""
 
@@ -128,7 +131,7 @@ def _card(cell: CellResult, anchor: str, slo: Slo) -> Card:
         holds=count(verdict.c_ok),
         breaks=_breaks(cell),
         span=_span(cell),
-        checks=_checks(ok, bad, slo),
+        checks=(*_checks(ok, bad, slo), *_energy_check(ok, bad)),
         ok_users=ok.concurrency if ok else None,
         bad_users=bad.concurrency if bad else None,
         why=_why(cell),
@@ -244,6 +247,15 @@ def _checks(ok: LevelResult | None, bad: LevelResult | None, slo: Slo) -> tuple[
     memory = [size(s.memory_peak_bytes) if s else NONE for s in good]
     rows.append(Check("Memory", "peak", "", memory[0], memory[1], False, False))
     return tuple(rows)
+
+
+def _energy_check(ok: LevelResult | None, bad: LevelResult | None) -> tuple[Check, ...]:
+    """Energy of a million output tokens; () where no card told its power."""
+    used = [level.energy_j_per_output_token if level else None for level in (ok, bad)]
+    if used == [None, None]:
+        return ()
+    texts = [NONE if joules is None else f"{significant(joules / _MJ_PER_KWH)} kWh" for joules in used]
+    return (Check("Energy, 1M tok", "energy", "", texts[0], texts[1], False, False),)
 
 
 def _share_check(name: str, term: str, limit: str, ok: LevelStats | None, bad: LevelStats | None, *, slo: Slo) -> Check:

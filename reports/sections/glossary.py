@@ -48,6 +48,11 @@ TERMS: tuple[Term, ...] = (
         "Output tokens that arrived in the steady window (from the issue of the first measured request to the issue of "
         "the last one), divided by its length.",
     ),
+    Term(
+        "window",
+        "Steady window",
+        "From the issue of the first measured request of a level to the issue of the last: the load is whole in it.",
+    ),
     Term("c_ok", "Holds", "The highest concurrency that was measured and passed."),
     Term("c_bad", "Breaks at", "The lowest concurrency above it that was measured and failed."),
     Term(
@@ -87,6 +92,18 @@ TERMS: tuple[Term, ...] = (
         "Peak under load",
         "The largest memory of the server seen once a second: of its card where there is one, else of its container, "
         "else the proportional set size (PSS) of its process tree.",
+    ),
+    Term(
+        "n_eff",
+        "Effective n",
+        "How many independent requests would say as much as those that were measured. Neighbours share the batches of "
+        "the server and so are alike; the design effect is by how much that inflates the variance.",
+    ),
+    Term(
+        "energy",
+        "Energy",
+        "Of a million output tokens: mean power of the cards over the steady window, as NVML tells it, divided by the "
+        "output throughput. The rest of the machine is not in it.",
     ),
     Term(
         "predicted",

@@ -1,4 +1,4 @@
-"""Time: the memory of each cell's servers from start to stop, with the levels as bands."""
+"""Time: the memory of each cell's servers from start to stop, and the course of every level."""
 
 from __future__ import annotations
 
@@ -6,34 +6,77 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
+from orchestrator.records import Slo
 from reports.charts import memory_chart
-from reports.figures import size
-from reports.result import CellResult, Result
+from reports.figures import count, latency, significant, size
+from reports.result import CellResult, LevelResult, Result
+from reports.sections.breaks import word
+from reports.strips import course_picture, strips
+
+
+class Picture(NamedTuple):
+    """The course of one level."""
+
+    concurrency: int
+    purpose: str
+    word: str
+    svg: Markup
 
 
 class Line(NamedTuple):
+    """One cell."""
+
     deployment: str
     workload: str
     source: str
     ready: str
     peak: str
-    svg: Markup
+    memory: Markup | None
+    """None where the memory was not watched."""
+    deciding: tuple[Picture, ...]
+    """The latest level that held and the one that broke."""
+    others: tuple[Picture, ...]
 
 
 def lines(result: Result) -> tuple[Line, ...]:
-    """Cells whose memory was watched."""
-    return tuple(_line(cell) for cell in result.cells if any(cell.timeline.servers))
+    """Cells that have a level, or whose memory was watched."""
+    return tuple(_line(cell, result.slo) for cell in result.cells if cell.levels or any(cell.timeline.servers))
 
 
-def _line(cell: CellResult) -> Line:
+def _line(cell: CellResult, slo: Slo) -> Line:
     timeline = cell.timeline
-    bands = [(span.start_s, span.end_s, span.concurrency) for span in timeline.levels]
-    told = f"{size(timeline.ready_bytes)} when ready, {size(timeline.peak_bytes)} at most, over {len(bands)} levels"
+    deciding = _deciding(cell)
     return Line(
         deployment=cell.asked.deployment,
         workload=cell.asked.workload,
         source=timeline.source,
         ready=size(timeline.ready_bytes),
         peak=size(timeline.peak_bytes),
-        svg=memory_chart(timeline.servers, bands, described=f"{cell.asked.deployment}, {timeline.source}: {told}"),
+        memory=_memory(cell) if any(timeline.servers) else None,
+        deciding=tuple(_picture(level, slo) for level in cell.levels if level.level in deciding),
+        others=tuple(_picture(level, slo) for level in cell.levels if level.level not in deciding),
     )
+
+
+def _deciding(cell: CellResult) -> set[int | None]:
+    """The latest valid level at what holds, and the one that the verdict names as the break."""
+    held = [v.level for v in cell.levels if v.concurrency == cell.verdict.c_ok and v.verdict.valid]
+    return {*held[-1:], cell.verdict.break_level}
+
+
+def _memory(cell: CellResult) -> Markup:
+    timeline = cell.timeline
+    bands = [(span.start_s, span.end_s, span.concurrency) for span in timeline.levels]
+    told = f"{size(timeline.ready_bytes)} when ready, {size(timeline.peak_bytes)} at most, over {len(bands)} levels"
+    return memory_chart(timeline.servers, bands, described=f"{cell.asked.deployment}, {timeline.source}: {told}")
+
+
+def _picture(level: LevelResult, slo: Slo) -> Picture:
+    found = strips(level.course, ttft_limit_ms=slo.ttft_ms, concurrency=level.concurrency)
+    stats = level.stats
+    told = (
+        f"Course of the level at {level.concurrency} users, {word(level)}: {count(stats.mean_in_flight)} in flight on "
+        f"average, TTFT p95 {latency(stats.ttft_ms.p95)}, {significant(stats.output_tokens_per_s)} tokens/s, "
+        f"{stats.failed} failed; strips: {', '.join(strip.name for strip in found)}"
+    )
+    return Picture(level.concurrency, level.purpose, word(level), course_picture(level.course, found, told))

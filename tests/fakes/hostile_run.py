@@ -25,7 +25,17 @@ def hostile(tmp_path: Path, longest: str = "") -> Path:
     other = asked_cell("b", "w", **{**fields, "quantization": "fp8", "deployment": "other" + text})
     rules = SearchRules(start=2, maximum=8, confirm=0)
     cells = [
-        FakeCell(asked, rules=rules, facts=facts, server=server, log=f"{text}\n" * 30, dies_at=8),
+        FakeCell(
+            asked,
+            rules=rules,
+            facts=facts,
+            server=server,
+            log=f"{text}\n" * 30,
+            dies_at=8,
+            failing=lambda c: c == 4,
+            failure_detail=text,
+            samples_named=text,
+        ),
         FakeCell(other, rules=rules, facts=facts, server=server, levels=1, note=text),
         FakeCell(asked_cell("c", "w", **fields), refuses=failure, server=server, log=f"{text}\n" * 30),
     ]

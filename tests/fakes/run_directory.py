@@ -73,6 +73,8 @@ class FakeCell:
     rules: SearchRules = field(default_factory=lambda: SearchRules(maximum=64))
     requests: int = 60
     """Least measured requests of a level."""
+    tokens: int = TOKENS
+    """Output tokens of a request, each an event."""
     loop_lag_ms: Callable[[int], float] = lambda c: 0.4
     dies_at: int | None = None
     """Concurrency at which the server is killed for its memory."""
@@ -84,6 +86,11 @@ class FakeCell:
     """The budget cut the search after `levels` levels."""
     server: Mapping[str, object] = field(default_factory=dict)
     log: str = "main: server is listening\n"
+    power_w: float | None = None
+    """Of the card, where `source` is one."""
+    failure_detail: str = "<b>overloaded</b>"
+    samples_named: str = ""
+    """A further source and value that the watch tells, under this name."""
 
 
 def asked_cell(deployment: str, workload: str, /, **more: object) -> AskedCell:
@@ -223,7 +230,7 @@ def _climb(writer: _Writer, cell: FakeCell, attempt: int, history: list[Outcome]
         for sample in _idle(cell, writer):
             samples.append(sample)
         while isinstance(step := next_step(history, cell.rules), Measure):
-            spec = _spec(cell, step, len(history))
+            spec = _spec(cell, step)
             if cell.levels is not None and len(history) >= cell.levels and cell.note is not None:
                 return "cut"
             writer.journal.append(
@@ -243,11 +250,11 @@ def _climb(writer: _Writer, cell: FakeCell, attempt: int, history: list[Outcome]
         samples.close()
 
 
-def _spec(cell: FakeCell, step: Measure, position: int) -> LevelSpec:
+def _spec(cell: FakeCell, step: Measure) -> LevelSpec:
     return LevelSpec(
         concurrency=step.concurrency,
         purpose=step.purpose,
-        seed=1000 + position,
+        seed=1000 * step.concurrency + step.replicate,
         requests=max(cell.requests, 10 * step.concurrency if cell.requests >= 60 else 0),
         min_seconds=1.0,
         max_seconds=600.0,
@@ -352,7 +359,7 @@ def _request(
 ) -> RequestRecord:
     first = sent_ns + round(cell.ttft_ms(c) * noise.uniform(0.9, 1.1) * NS_PER_MS)
     step = cell.tpot_ms(c) * noise.uniform(0.97, 1.03) * NS_PER_MS
-    tokens = tuple(first + round(i * step) for i in range(TOKENS))
+    tokens = tuple(first + round(i * step) for i in range(cell.tokens))
     base = RequestRecord(
         seq=seq,
         request_id=f"r{seq}",
@@ -361,7 +368,7 @@ def _request(
         sent_ns=sent_ns,
         end_ns=tokens[-1] + NS_PER_MS,
         asked_in=512,
-        asked_out=TOKENS,
+        asked_out=cell.tokens,
         stamp="kernel",
         user=user,
     )
@@ -371,14 +378,14 @@ def _request(
             base, end_ns=sent_ns + 5 * NS_PER_MS, failure=Failure(kind="refused", detail="connection refused")
         )
     if cell.failing(c) and seq % 5 == 0:
-        return replace(base, end_ns=first, failure=Failure(kind="status", status=503, detail="<b>overloaded</b>"))
+        return replace(base, end_ns=first, failure=Failure(kind="status", status=503, detail=cell.failure_detail))
     return replace(
         base,
         first_byte_ns=first - NS_PER_MS,
         first_ns=first,
         last_ns=tokens[-1],
         in_tokens=512,
-        out_tokens=TOKENS,
+        out_tokens=cell.tokens,
         tokens_from="usage",
         finish="length",
         token_ns=tokens,
@@ -391,7 +398,8 @@ def _idle(cell: FakeCell, writer: _Writer) -> list[Sample]:
 
 def _memory(cell: FakeCell, at_ns: int, mib: float) -> Sample:
     name = "pss_bytes" if cell.source == "tree" else "memory_used_bytes"
-    return Sample(at_ns=at_ns, source=cell.source, values={name: round(mib * MIB)})
+    power = {} if cell.power_w is None else {"power_w": cell.power_w}
+    return Sample(at_ns=at_ns, source=cell.source, values={name: round(mib * MIB), **power})
 
 
 def _watch(cell: FakeCell, spec: LevelSpec, run: LevelRun) -> list[Sample]:
@@ -401,4 +409,7 @@ def _watch(cell: FakeCell, spec: LevelSpec, run: LevelRun) -> list[Sample]:
         running = min(c, cell.slots)
         values = {"running": float(running), "waiting": float(c - running), "kv_use": min(1.0, running / cell.slots)}
         found.append(Sample(at_ns=at_ns, source="engine", values=values))
+        if cell.samples_named:
+            named = {cell.samples_named: 1.0, "memory_used_bytes": 1.0, "power_w": 1.0}
+            found.append(Sample(at_ns=at_ns, source=f"gpu:{cell.samples_named}", values=named))
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from fakes.samples import NAMES, sample
+from fakes import samples
 
 from orchestrator.load.answer import Answer
 from orchestrator.load.http1 import ProtocolError, ResponseParser
@@ -14,6 +14,7 @@ from stacks.llamacpp import CompletionWire
 from stacks.openai import ChatWire, CompletionsWire
 from stacks.tgi import GenerateStreamWire
 
+STREAMS = list(samples.streams().values())
 WIRES: tuple[Wire, ...] = (ChatWire(), CompletionsWire(), CompletionWire(), GenerateStreamWire())
 HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 SPLINTERS = (
@@ -50,7 +51,7 @@ def cut(data: bytes, sizes: list[int], rng: random.Random) -> list[bytes]:
 @pytest.mark.parametrize("seed", range(400))
 def test_damage_is_told_and_never_crashes(seed: int) -> None:
     rng = random.Random(seed)
-    body = damaged(sample(rng.choice(NAMES)).body, rng)
+    body = damaged(rng.choice(STREAMS).body, rng)
     raw = b"".join(b"%x\r\n%b\r\n" % (len(p), p) for p in cut(body, [1, 7, 100, 300, 1000], rng)) + b"0\r\n\r\n"
     if rng.random() < 0.3:
         raw = damaged(raw, rng)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
+import subprocess
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +13,13 @@ import pytest
 from fakes.browser import Page, open_page
 from fakes.hostile_run import HOSTILE, hostile
 
-from reports.html import write_report
+from reports.comparison import compare
+from reports.html import write_comparison, write_report
+from reports.result import result
+from reports.run import read_run
 
 pytestmark = pytest.mark.chromium
+AXE = "axe-core@4"
 KINDS = ["twelve", "one", "failures", "interrupted", "dies", "external"]
 
 
@@ -60,16 +67,26 @@ def test_tables_that_scroll_can_be_reached_by_keyboard(browser: Page, report: Pa
 
 
 @pytest.mark.parametrize("report", KINDS, indirect=True)
-def test_it_prints_with_everything_unfolded(browser: Page, report: Path) -> None:
+def test_it_prints_with_everything_unfolded_but_the_courses_that_decided_nothing(browser: Page, report: Path) -> None:
     browser.open(report, 1280)
     printed = browser.pdf()
     assert printed.startswith(b"%PDF-")
     assert printed.count(b"/Type /Page\n") >= 2
     browser.call("Emulation.setEmulatedMedia", media="print")
-    inner = "[...document.querySelectorAll('details > :not(summary)')]"
+    inner = "[...document.querySelectorAll('details:not(.screen-only) > :not(summary)')]"
     assert browser.evaluate(f"{inner}.length") >= 2
     assert browser.evaluate(f"{inner}.filter(e => !e.checkVisibility()).length") == 0
     assert browser.evaluate("getComputedStyle(document.querySelector('nav')).display") == "none"
+    browser.call("Emulation.setEmulatedMedia", media="")
+
+
+@pytest.mark.parametrize("report", ["twelve", "one", "dies", "external"], indirect=True)
+def test_no_table_is_wider_than_the_paper(browser: Page, report: Path) -> None:
+    """A4 less its margins is 184 mm, which is 695 px."""
+    browser.open(report, 695)
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    wide = "[...document.querySelectorAll('table, svg, pre')].filter(e => e.getBoundingClientRect().right > 697)"
+    assert browser.evaluate(f"{wide}.map(e => e.closest('section').id + ' ' + e.className)") == []
     browser.call("Emulation.setEmulatedMedia", media="")
 
 
@@ -84,6 +101,54 @@ def test_no_hostile_string_runs_or_leaves_its_element(browser: Page, tmp_path: P
     assert browser.evaluate(f"document.querySelector('h1').textContent.startsWith('{shown}')")
 
 
+@pytest.fixture(scope="session")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The source of axe-core, from npm or a package that lies in its cache."""
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("no npm on PATH, which axe-core comes from")
+    folder = tmp_path_factory.mktemp("axe")
+    done = subprocess.run([npm, "pack", AXE, "--prefer-offline", "--silent"], cwd=folder, capture_output=True)
+    packed = list(folder.glob("axe-core-*.tgz"))
+    if done.returncode or not packed:
+        pytest.skip(f"npm does not hand out {AXE}: {done.stderr.decode()[-200:]}")
+    with tarfile.open(packed[0]) as archive:
+        file = archive.extractfile("package/axe.min.js")
+        assert file is not None
+        return file.read().decode()
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("report", ["twelve", "one", "failures", "interrupted"], indirect=True)
+def test_axe_finds_nothing_serious(browser: Page, report: Path, axe: str, width: int, dark: bool) -> None:
+    browser.open(report, width, dark=dark)
+    assert serious(browser, axe) == []
+
+
+def test_axe_finds_nothing_serious_in_a_comparison(browser: Page, twelve: Path, tmp_path: Path, axe: str) -> None:
+    run = result(read_run(twelve))
+    found = compare(run, run, name_a="4-bit", name_b="16-bit")
+    write_comparison(run, run, found, tmp_path / "c.html")
+    for width in (390, 1280):
+        browser.open(tmp_path / "c.html", width)
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width
+        assert browser.said() == []
+        assert serious(browser, axe) == []
+
+
+def serious(browser: Page, axe: str) -> list[str]:
+    """What axe-core calls serious or critical, everything unfolded."""
+    browser.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    browser.evaluate(f"{axe}; 0")
+    found = browser.call(
+        "Runtime.evaluate", expression=f"axe.run().then({AXE_TOLD})", awaitPromise=True, returnByValue=True
+    )
+    assert "exceptionDetails" not in found, found
+    told: list[str] = found["result"]["value"]
+    return told
+
+
 @pytest.mark.parametrize("report", ["one"], indirect=True)
 def test_a_picture_has_the_width_that_was_asked(browser: Page, report: Path) -> None:
     browser.open(report, 390)
@@ -91,6 +156,10 @@ def test_a_picture_has_the_width_that_was_asked(browser: Page, report: Path) -> 
     width, height = struct.unpack(">II", picture[16:24])
     assert (width, height > 2000) == (390, True)
 
+
+AXE_TOLD = """(found => (found.passes.length > 20 ? [] : ['axe hardly ran']).concat(found.violations
+  .filter(v => ['serious', 'critical'].includes(v.impact))
+  .map(v => v.id + ': ' + v.nodes.slice(0, 3).map(n => n.html.slice(0, 160)).join(' | '))))"""
 
 CONTRAST = """(() => {
   const channel = v => { v /= 255; return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; };
@@ -105,7 +174,7 @@ CONTRAST = """(() => {
   };
   let checked = 0; const poor = [];
   for (const e of document.querySelectorAll('body *')) {
-    if (e.closest('.skip') || ![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())) continue;
+    if (e.closest('.skip, title') || ![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())) continue;
     const style = getComputedStyle(e), svg = e instanceof SVGElement;
     const [a, b] = [light(parts(svg ? style.fill : style.color)), light(ground(e))].sort((x, y) => y - x);
     checked += 1;

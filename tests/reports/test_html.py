@@ -6,10 +6,12 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import pytest
 from fakes.hostile_run import HOSTILE, hostile
 
-from reports.html import write_report
+from reports.comparison import compare
+from reports.html import render_comparison, write_report
 from reports.result import result, write_result
 from reports.run import read_run
 
@@ -141,13 +143,16 @@ def test_the_decision_comes_first_and_the_parts_follow(page: str) -> None:
         "What 4-bit bought, and what it did not",
         "The memory bill: predicted, measured, explained",
         "Where it breaks",
-        "Memory over time",
+        "What the traffic was",
+        "Over time",
         "Can I believe it?",
         "Reproduce it",
         "Glossary",
     ]
     assert page.count('<article class="card"') == 12
     assert page.count('class="chart"') == 8 + 12 + 1
+    strips = page.count('class="chart strips"')
+    assert f"{strips} levels were measured" in page, "the course of every level"
     assert "No GPU was used" in page
 
 
@@ -179,6 +184,19 @@ def test_hostile_text_is_shown_and_never_read(tmp_path: Path) -> None:
     assert not re.search("[\x00\x1b\u202e]", page)
     assert "{{7*7}}" in found.text
     assert len({attributes.get("class") for attributes in found.all("span")}) < 15
+
+
+def test_hostile_text_is_shown_and_never_read_in_a_comparison(tmp_path: Path) -> None:
+    run = result(read_run(hostile(tmp_path)))
+    other = msgspec.structs.replace(run, host={"cpu_model": HOSTILE, "gpu:0": HOSTILE}, run_id=HOSTILE)
+    names = [cell.asked.deployment for cell in run.cells]
+    found = compare(run, other, name_a=names[0], name_b=names[1], under_test=["machine", "tokens", "cache"])
+    text = render_comparison(run, other, found)
+    page = Page(text)
+    assert not {tag for tag, _ in page.elements} & {"script", "img"}
+    assert not [attributes for _, attributes in page.elements if any(name.startswith("on") for name in attributes)]
+    assert page.text.count("<script>window.owned=1</script>") > 8
+    assert not re.search("[\x00\x1b\u202e]", text)
 
 
 def test_endless_text_is_bounded(tmp_path: Path) -> None:
