@@ -28,6 +28,10 @@ class Foreseen(NamedTuple):
 def foresee(plan: Plan, cell: Cell, gpus: Sequence[GpuInfo]) -> Foreseen:
     """Never raises: what cannot be predicted is told, and measured all the same. Reads the header of a local model."""
     try:
+        if gpus and not cell.deployment.gpus and cell.deployment.stack != "llamacpp":
+            raise UnknownFactError(
+                "The deployment names no GPU, and this machine has some: which it takes is not known."
+            )
         card, measured = _card(cell.deployment.gpus, gpus)
         setup = setup_of(cell.deployment, card, measured=measured)
         context = cell.workload.context_tokens or cell.deployment.context_tokens

@@ -46,6 +46,8 @@ class Row(NamedTuple):
     calibrated: str
     measured: str
     difference: str
+    share: str
+    """The difference as a share of the prediction."""
     outside: bool
     source: str
 
@@ -93,6 +95,13 @@ def amount(value: float | None, unit: str) -> str:
     return size(value) if unit == "bytes" else count(value)
 
 
+def span(low: float, high: float, unit: str) -> str:
+    """``14.4 to 15.9 MiB``; the unit once where both have the same."""
+    first, second = amount(low, unit), amount(high, unit)
+    number, _, word = first.rpartition(" ")
+    return f"{number} to {second}" if word and second.endswith(f" {word}") else f"{first} to {second}"
+
+
 def signed(value: float | None, unit: str) -> str:
     """A difference with its sign."""
     if value is None:
@@ -105,14 +114,14 @@ def signed(value: float | None, unit: str) -> str:
 def _row(line: Line) -> Row:
     interval = ""
     if line.low is not None and line.high is not None and line.low != line.high:
-        interval = f"{amount(line.low, line.unit)} to {amount(line.high, line.unit)}"
+        interval = span(line.low, line.high, line.unit)
     share = ""
     difference = line.difference
     if difference is not None and line.predicted:
         if abs(difference) <= _PRINTED * abs(line.predicted):
             difference = 0.0
         else:
-            share = f" ({percent(abs(difference / line.predicted))})"
+            share = percent(abs(difference / line.predicted))
     return Row(
         name="KV pool, in tokens" if line.name == "KV tokens" else line.name,
         term=_TERMS.get(line.name),
@@ -120,7 +129,8 @@ def _row(line: Line) -> Row:
         interval=interval,
         calibrated=amount(line.calibrated, line.unit) if line.calibrated is not None else NONE,
         measured=amount(line.measured, line.unit),
-        difference=signed(difference, line.unit) + share,
+        difference=signed(difference, line.unit),
+        share=share,
         outside=bool(line.outside),
         source=line.source or "not reported",
     )

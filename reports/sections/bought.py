@@ -63,13 +63,20 @@ class Row(NamedTuple):
     """Smallest format against largest."""
 
 
+class Step(NamedTuple):
+    """What it was and what it became: ``8,192 \u2192 16,384``, ``+8,192``."""
+
+    words: str
+    change: str = ""
+
+
 class Gain(NamedTuple):
     """What the smallest format changes against the largest: predicted, and measured."""
 
     name: str
     term: str
-    predicted: str
-    measured: str
+    predicted: Step
+    measured: Step
     limits: str
     """What was predicted to bind, and what did."""
 
@@ -290,13 +297,11 @@ def _equal_rows(levels: Sequence[LevelResult]) -> list[Row]:
 # --- predicted and measured --------------------------------------------------------------------------------------
 
 
-def _step(old: float | None, new: float | None, unit: str, *, signs: bool = False) -> str:
-    """What it was and what it became: ``8,192 \u2192 16,384 (+8,192)``."""
+def _step(old: float | None, new: float | None, unit: str) -> Step:
     if old is None or new is None:
-        return NONE
+        return Step(NONE)
     show = size if unit == "bytes" else count
-    changed = f" ({signed(new - old, unit)})" if signs or new != old else " (unchanged)"
-    return f"{show(old)} \u2192 {show(new)}{changed}"
+    return Step(f"{show(old)} \u2192 {show(new)}", signed(new - old, unit) if new != old else "unchanged")
 
 
 def _gains(columns: Sequence[Column], workloads: Sequence[str]) -> tuple[Gain, ...]:

@@ -86,6 +86,8 @@ def _overhead_items(setup: Setup, terms: Terms) -> list[Item]:
             Item("runtime", _around(runtime, share * runtime, share * runtime), "program, vocabulary, sampling")
         )
         return items
+    if setup.cpu:
+        return []
     if setup.stack in {"vllm", "tgi"}:
         peak = terms.activation
         items.append(
@@ -134,7 +136,8 @@ def _items(setup: Setup, limits: Limits, terms: Terms, weights: Spread, pool: Po
 
 
 def on_cpu(setup: Setup) -> bool:
-    """llama.cpp without a card: all of its memory is the host's, and all of it is modelled."""
+    """llama.cpp without a card: all of its memory is the host's, and all of it is modelled. What another engine holds
+    on a CPU beside weights and KV is not."""
     return setup.stack == "llamacpp" and setup.card is None
 
 
@@ -146,6 +149,8 @@ def _resident(setup: Setup, terms: Terms, items: tuple[Item, ...]) -> Spread | N
     """
     own = [item for item in items if item.name != "margin"]
     if not any(item.name == "KV cache" for item in own) or not (terms.context or setup.stack == "vllm"):
+        return None
+    if setup.cpu and not on_cpu(setup):
         return None
     value = sum(item.spread.value for item in own if item.name != "activation peak")
     if on_cpu(setup) and setup.in_python:

@@ -7,6 +7,7 @@ llama.cpp's ``-kvu``.
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -14,7 +15,7 @@ import msgspec
 from stacks.base import Deployment
 from stacks.catalog import stack as stack_named
 from stacks.llamacpp import DEFAULT_UBATCH_TOKENS, context_of, file_type
-from stacks.memory.cards import Card
+from stacks.memory.cards import GIB, Card
 from stacks.memory.checkpoint import FoundModel, read_model
 from stacks.memory.formats import (
     WeightFormat,
@@ -30,6 +31,8 @@ from stacks.memory.versions import Version
 from stacks.sheet import DataSheet
 
 LLAMACPP_SLOTS = 4
+CPU_BLOCK_TOKENS = 128
+"""vLLM's CPU backend unless --block-size says otherwise (logged by 0.33: cache_config_info block_size)."""
 PORTABLE = "stacks.llamacpp_portable"
 """The module that runs llama.cpp inside a Python process, which has memory of its own."""
 
@@ -116,7 +119,7 @@ def setup_of(deployment: Deployment, card: Card | None = None, *, measured: bool
     found = _found(deployment)
     if deployment.stack == "llamacpp":
         return check_setup(_llamacpp(deployment, found, card))
-    weights = weights_of(found, deployment.quantization)
+    weights = _weights(deployment, found)
     setup = Setup(
         model=found.model,
         weights=weights,
@@ -138,9 +141,33 @@ def setup_of(deployment: Deployment, card: Card | None = None, *, measured: bool
         eager="--enforce-eager" in deployment.args,
         kv_cache_bytes=deployment.kv_cache_bytes,
     )
+    if setup.stack == "vllm" and card is None:
+        setup = _on_cpu(setup, deployment)
     double = setup.stack == "vllm" and setup.engine == "V0"
     refined = refine_format(weights, deployment.quantization, scales_kept_double=double)
     return check_setup(msgspec.structs.replace(setup, weights=refined))
+
+
+def _weights(deployment: Deployment, found: FoundModel) -> WeightFormat:
+    """The format asked for; where that names a family of formats (``compressed-tensors``), the checkpoint's own."""
+    try:
+        return weights_of(found, deployment.quantization)
+    except UnknownFactError:
+        if found.weight_format is None:
+            raise
+        return weights_of(found, None)
+
+
+def _on_cpu(setup: Setup, deployment: Deployment) -> Setup:
+    """vLLM's CPU backend: the pool is what ``VLLM_CPU_KVCACHE_SPACE`` says (GiB), in blocks of 128 tokens."""
+    space = deployment.env.get("VLLM_CPU_KVCACHE_SPACE", "")
+    named = [after for flag, after in pairwise(deployment.args) if flag == "--block-size" and after.isdecimal()]
+    return msgspec.structs.replace(
+        setup,
+        cpu=True,
+        kv_cache_bytes=int(space) * GIB if space.isdecimal() and int(space) else setup.kv_cache_bytes,
+        block_tokens=int(named[-1]) if named else CPU_BLOCK_TOKENS,
+    )
 
 
 def _llamacpp(deployment: Deployment, found: FoundModel, card: Card | None) -> Setup:
@@ -153,6 +180,7 @@ def _llamacpp(deployment: Deployment, found: FoundModel, card: Card | None) -> S
         weights=weights,
         kv=find_kv_format(deployment.kv_dtype, weights),
         card=card,
+        cpu=card is None,
         stack="llamacpp",
         checkpoint=deployment.model,
         weight_bytes=found.weight_bytes,

@@ -57,6 +57,8 @@ class Setup(Facts, frozen=True, kw_only=True):
     block_tokens: int = 16
     unified_kv: bool = True
     """llama.cpp: one cache for all slots (its default)."""
+    cpu: bool = False
+    """There is no card and none is meant: the engine works in host memory."""
     in_python: bool = False
     """llama.cpp: run by a Python process (`stacks.llamacpp_portable`) and not by its own program."""
     free_before_load_bytes: int | None = None

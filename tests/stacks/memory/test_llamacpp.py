@@ -95,6 +95,8 @@ class Held(NamedTuple):
 
     predicted: float
     measured: float
+    cache_predicted: float
+    cache_logged: float
 
     @property
     def error(self) -> float:
@@ -102,11 +104,12 @@ class Held(NamedTuple):
 
 
 @contextmanager
-def served(deployment: Deployment) -> Iterator[tuple[int, httpx.Client]]:
-    """(pid, client) of a server that is ready."""
+def served(deployment: Deployment, log: Path) -> Iterator[tuple[int, httpx.Client]]:
+    """(pid, client) of a server that is ready and writes to `log`."""
     port = free_port()
     argv = stack("llamacpp").launch(deployment, "127.0.0.1", port).argv
-    process = subprocess.Popen(argv, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    with log.open("wb") as output:
+        process = subprocess.Popen(argv, stderr=output, stdout=subprocess.DEVNULL)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300, trust_env=False) as client:
             until_ns = now_ns() + 120 * NS_PER_S
@@ -137,15 +140,19 @@ def held(weights: Path, context: int) -> Held:
         context_tokens=context,
         max_concurrency=SLOTS,
     )
-    resident = bill(setup_of(deployment)).resident
-    assert resident is not None
-    with served(deployment) as (pid, client):
+    result = bill(setup_of(deployment))
+    assert result.resident is not None
+    log = weights.with_suffix(".log")
+    with served(deployment, log) as (pid, client):
         prompt = [100 + (7 * i) % 40_000 for i in range(LONG_PROMPT)]
         client.post("/completion", json={"prompt": prompt, "n_predict": 2}).raise_for_status()
         use = process_use(pid)
     assert use is not None
     assert use.pss_bytes is not None
-    return Held(resident.value / 2**20, use.pss_bytes / 2**20)
+    logged = KV_BUFFER.search(log.read_text(errors="replace"))
+    assert logged is not None
+    cache = require_pool(result).bytes.value / 2**20
+    return Held(result.resident.value / 2**20, use.pss_bytes / 2**20, cache, float(logged[1]))
 
 
 @pytest.mark.llamacpp
@@ -157,5 +164,9 @@ def test_what_it_holds_is_predicted_within_five_percent(index: int, context: int
     weights = tmp_path / models(model_folder())[index].path.name
     shutil.copyfile(models(model_folder())[index].path, weights)
     found = held(weights, context)
-    print(f"{weights.name} {context * SLOTS} predicted {found.predicted:.1f} measured {found.measured:.1f} MiB")
+    print(
+        f"{weights.name} {context * SLOTS} KV {found.cache_logged} predicted {found.predicted:.1f} "
+        f"measured {found.measured:.1f} MiB, {found.error:+.1%}"
+    )
+    assert found.cache_predicted == pytest.approx(found.cache_logged, abs=0.006)
     assert abs(found.error) < 0.05
