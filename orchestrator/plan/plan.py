@@ -14,8 +14,10 @@ from orchestrator.records import SCHEMA, Slo
 from stacks.base import Deployment
 from workloads.workload import Workload
 
-_START_SECONDS = {"docker": 180.0, "process": 30.0, "external": 5.0}
+_START_SECONDS = {"docker": 180.0, "process": 60.0, "external": 5.0}
 """Usual time until a server is ready, by launch kind; for the estimate only."""
+_FILE_START_SECONDS, _FILE_BYTES_PER_SECOND = 3.0, 200e6
+"""The same of a process that serves one local file: it has no library of kernels to load, but the file."""
 
 
 _FULL_REQUESTS, _FULL_CONFIRMATIONS = 800, 6
@@ -97,13 +99,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
         Assumes that the break lies half way up the ladder (on the logarithmic scale), that a request takes 15 % of
         what the SLO allows on an idle server and 60 % at the break, linear between, and that no level ends early. A
-        start takes 3 min in Docker and 30 s as a process.
+        start takes 3 min in Docker, 1 min as a process, and seconds where a process serves one local file.
         """
         allowed_s = self._allowed_seconds(cell)
         levels = cell.workload.levels or self._search_levels()
         shares = (0.15 + 0.45 * min(1.0, concurrency / self._middle()) for concurrency in levels)
         times = (self._level_seconds(c, share * allowed_s) for c, share in zip(levels, shares, strict=True))
-        return _START_SECONDS[cell.deployment.launch] + sum(times)
+        return _start_seconds(cell.deployment) + sum(times)
 
     def expected_total_seconds(self) -> float:
         """Rough time of the whole run: that of its cells, and the budget where that is less."""
@@ -127,7 +129,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         middle = self._middle()
         doublings = max(0, math.ceil(math.log(middle / ramp.start) / math.log(ramp.factor)))
         ladder = [min(ramp.max, round(ramp.start * ramp.factor**step)) for step in range(doublings + 2)]
-        bisections = max(0, math.ceil(math.log2((ramp.factor - 1) / ramp.precision)))
+        gap = (middle - middle / ramp.factor) / max(1.0, ramp.precision * middle)
+        bisections = math.ceil(math.log2(max(1.0, gap)))
         confirmations = _FULL_CONFIRMATIONS if ramp.method == "full" else 2 * ramp.confirm
         return ladder + [round(middle)] * (bisections + confirmations)
 
@@ -139,6 +142,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         requests = max(least, ramp.requests_per_user * concurrency)
         measured = max(ramp.min_seconds, requests / concurrency * request_s)
         return min(ramp.max_seconds, rising + (ramp.warmup_generations + 1) * request_s + measured)
+
+
+def _start_seconds(deployment: Deployment) -> float:
+    size = _file_bytes(deployment)
+    if deployment.launch != "process" or size is None:
+        return _START_SECONDS[deployment.launch]
+    return _FILE_START_SECONDS + size / _FILE_BYTES_PER_SECOND
 
 
 def _file_bytes(deployment: Deployment) -> int | None:
