@@ -1,9 +1,9 @@
 """Which level next: a pure function of what was measured, so that a resumed search goes on as if never interrupted.
 
 A search is written down as a script that asks for levels and is told their outcomes; `next_step` replays the history
-through it. Two scripts: the quick one here (multiply until a level does not hold, bisect, measure both ends again, all
-by observed shares), and the full one (`judge.full`) whose answer can be signed. A fixed ladder (`SearchRules.levels`)
-measures just what it names.
+through it. Two scripts: the quick one here (multiply until a level does not hold, bisect, downwards where the first
+does not hold; measure both ends again, all by observed shares), and the full one (`judge.full`) whose answer can be
+signed. A fixed ladder (`SearchRules.levels`) measures just what it names.
 """
 
 from __future__ import annotations
@@ -75,8 +75,10 @@ class _Search:
         if self._rules.levels:
             return (yield from self._ladder())
         low, high = yield from self._climb()
-        if low is not None and high is not None:
-            low, high = yield from self._bisect(low, high)
+        if high is not None and (low is not None or self._history[-1].valid):
+            # Where the first level does not hold, what holds lies below it, if anything does.
+            low, high = yield from self._bisect(low or 0, high)
+        low = low or None
         found, confirmed_ok = low, False
         if low is not None and self._rules.confirm:
             found, confirmed_ok = yield from self._confirm(low)

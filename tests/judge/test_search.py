@@ -46,6 +46,15 @@ def shown(steps: Sequence[Measure]) -> list[tuple[Purpose, int]]:
 # --- examples ---
 
 
+def test_where_the_first_level_does_not_hold_it_looks_below() -> None:
+    steps, _, stop = search(breaks_at(4), SearchRules(start=16, confirm=0))
+    assert shown(steps) == [("bracket", 16), *(("bisect", c) for c in (8, 4, 2, 3))]
+    assert (stop.c_ok, stop.c_bad, stop.why) == (3, 4, "3 holds and 4 does not.")
+    steps, _, stop = search(breaks_at(1), SearchRules(start=2, confirm=0))
+    assert shown(steps) == [("bracket", 2), ("bisect", 1)]
+    assert (stop.c_ok, stop.c_bad, stop.why) == (None, 1, "The lowest level that was tried, 1, does not hold.")
+
+
 def test_a_whole_search() -> None:
     steps, _, stop = search(breaks_at(24), SearchRules())
     assert shown(steps) == [
@@ -265,8 +274,7 @@ def test_the_break_of_a_monotone_card_is_found(rules: SearchRules, limit: int) -
     assert len(steps) <= most_levels(rules)
     low, high = stop.c_ok, stop.c_bad
     if low is None:
-        assert limit <= rules.start
-        assert high == rules.start
+        assert limit == high == 1, "nothing holds"
     elif high is None:
         assert low == rules.maximum < limit
     else:
