@@ -58,12 +58,12 @@ def test_words_for_every_end(failures: Path, interrupted: Path, dies: Path) -> N
 def test_a_cell_that_breaks_at_once(tmp_path: Path) -> None:
     cell = FakeCell(asked_cell("slow", "w"), ttft_ms=lambda c: 5000.0, rules=SearchRules(start=2, maximum=4, confirm=0))
     (card,) = decision.cards(read(build_run(tmp_path / "run", [cell])))
-    assert card.headline == "Breaks at 2 concurrent users already: nothing held."
-    assert (card.word, card.span, card.configure) == ("REFUSED", "none \u2192 2", "")
+    assert card.headline == "Breaks at 1 concurrent user already: nothing held."
+    assert (card.word, card.span, card.configure) == ("REFUSED", "none \u2192 1", "")
 
 
 def test_too_few_requests_are_no_break(tmp_path: Path) -> None:
-    cell = FakeCell(asked_cell("short", "w"), requests=10, rules=SearchRules(start=2, maximum=4, confirm=0))
+    cell = FakeCell(asked_cell("short", "w"), requests=10, rules=SearchRules(levels=(2,)))
     found = read(build_run(tmp_path / "run", [cell]))
     assert [breaks.word(level) for level in found.cells[0].levels] == ["UNDECIDED"]
     (card,) = decision.cards(found)
