@@ -75,7 +75,8 @@ def levels(run: Path) -> list[tuple[str, int, str]]:
 
 
 def test_a_known_capacity_is_found_within_ten_percent(tmp_path: Path) -> None:
-    plan = write_plan(tmp_path, more=SLOW_BEYOND, limit=1100, capacity=24, start=4, most=64, per_user=3, output=8, confirm=1)
+    settings = {"capacity": 24, "start": 4, "most": 64, "per_user": 3, "output": 8, "confirm": 1}
+    plan = write_plan(tmp_path, more=SLOW_BEYOND, limit=1100, **settings)
     out = tmp_path / "run"
     done = subprocess.run(loadproof("run", plan, "--out", out), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -91,7 +92,8 @@ def test_a_known_capacity_is_found_within_ten_percent(tmp_path: Path) -> None:
 
 def test_a_newer_release_is_measured_with_one_warning_and_without_the_numbers_that_it_renamed(tmp_path: Path) -> None:
     """Its metrics have names that nobody knows: not reported, and no zero."""
-    plan = write_plan(tmp_path, more=SLOW_BEYOND, limit=1100, capacity=24, start=2, most=2, per_user=2, output=4, confirm=1)
+    settings = {"capacity": 24, "start": 2, "most": 2, "per_user": 2, "output": 4, "confirm": 1}
+    plan = write_plan(tmp_path, more=SLOW_BEYOND, limit=1100, **settings)
     text = plan.read_text().replace('"llamacpp"', '"vllm"')
     text = text.replace('"--capacity"', '"--version", "99.1.0", "--capacity"')
     plan.write_text(text)
@@ -114,7 +116,8 @@ def test_a_newer_release_is_measured_with_one_warning_and_without_the_numbers_th
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[str, int, str]], float]:
     """(folder of the plan, levels of a run that nobody disturbed, its length in s)."""
     folder = tmp_path_factory.mktemp("kill")
-    plan = write_plan(folder, more=REFUSES_BEYOND, limit=20_000, capacity=3, start=3, most=8, per_user=2, output=2, confirm=0)
+    settings = {"capacity": 3, "start": 3, "most": 8, "per_user": 2, "output": 2, "confirm": 0}
+    plan = write_plan(folder, more=REFUSES_BEYOND, limit=20_000, **settings)
     out = folder / "unbroken"
     subprocess.run(loadproof("run", plan, "--out", out, "--quiet"), check=True, capture_output=True)
     events = read_events(out)
