@@ -246,14 +246,15 @@ def _chart(columns: Sequence[Column]) -> tuple[Markup | None, tuple[str, ...]]:
 
 
 def common_level(cells: Sequence[CellResult]) -> list[LevelResult] | None:
-    """The highest concurrency that every cell measured validly and with enough requests, as one level each; None if
-    there is none."""
+    """The highest concurrency that every cell measured validly and with enough requests, as one level each: one that
+    all of them held, if there is one, for a level that broke may have ended early. None if there is none."""
     latest = [
         {v.concurrency: v for v in cell.levels if v.verdict.valid and v.stats.offered >= _LEAST["p50"]}
         for cell in cells
     ]
     shared = set.intersection(*(set(levels) for levels in latest)) if latest else set()
-    return [levels[max(shared)] for levels in latest] if shared else None
+    held = {c for c in shared if all(levels[c].verdict.verdict == "PASS" for levels in latest)}
+    return [levels[max(held or shared)] for levels in latest] if shared else None
 
 
 def _percentile(levels: Sequence[LevelResult]) -> str:
