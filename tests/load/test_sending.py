@@ -21,6 +21,8 @@ from stacks.catalog import stack
 from workloads.text import PromptMaker
 
 SERVER = Path(__file__).parents[1] / "fakes" / "openai_server.py"
+CLOCKS_NS = 5_000
+"""How far apart the two looks at the clocks may lie (METHOD.md)."""
 WIRE = stack("llamacpp").wire(Deployment(name="d", stack="llamacpp", model="m"))
 
 
@@ -65,13 +67,14 @@ def test_tokens_are_counted_and_stamped_after_they_were_sent(server: tuple[str, 
         assert record.tokens_from == "usage"
         assert len(record.token_ns) == 8
         sent = truth[record.request_id]
-        assert all(arrived - left >= 0 for arrived, left in zip(record.token_ns, sent, strict=True))
+        assert all(arrived - left >= -CLOCKS_NS for arrived, left in zip(record.token_ns, sent, strict=True))
         assert record.sent_ns < record.token_ns[0] <= record.token_ns[-1] <= record.end_ns
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="kernel receive times are Linux's")
 def test_on_linux_the_stamps_come_from_the_kernel(server: tuple[str, Path]) -> None:
-    assert {record.stamp for record in asyncio.run(send_all(server[0], 10))} == {"kernel"}
+    stamps = [record.stamp for record in asyncio.run(send_all(server[0], 10))]
+    assert stamps.count("kernel") >= 8, "a read whose look at the clocks was disturbed has none"
 
 
 @pytest.mark.parametrize(
