@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from orchestrator.judge.bounds import Attainment, attainment_bounds, lower_share_bound
 from orchestrator.judge.looks import look_sizes
-from orchestrator.judge.steps import Measure, Outcome, Script, SearchRules, Step, Stop, bracket, ending
+from orchestrator.judge.steps import Measure, Outcome, Script, SearchRules, Step, Stop, bracket, ending, searched
 from orchestrator.records import Purpose
 
 STEPS_DOWN = 5
@@ -152,7 +152,7 @@ class _FullSearch:
 
     def _end(self, c: int) -> _End:
         """An end of the bracket with the use that its last valid run showed."""
-        uses = [o.use for o in self._history if o.valid and o.concurrency == c and o.purpose != "sentinel"]
+        uses = [o.use for o in self._searched() if o.valid and o.concurrency == c]
         return _End(c, uses[-1] if uses else None)
 
     def _bracket(self) -> Generator[Measure, Outcome, tuple[_End | None, _End | None]]:
@@ -270,7 +270,7 @@ class _FullSearch:
     # --- the end ------------------------------------------------------------------------------------------------
 
     def _searched(self) -> list[Outcome]:
-        return [o for o in self._history if o.purpose != "sentinel"]
+        return list(filter(searched, self._history))
 
     def _lowest_bad(self, c_ok: int | None) -> int | None:
         """The lowest level above c_ok that did not seem to hold."""

@@ -11,6 +11,7 @@ from asyncio_throttle import Throttler  # type: ignore[attr-defined]
 
 from orchestrator.clock import NS_PER_S, now_ns
 from orchestrator.load.health import SelfWatch
+from orchestrator.load.window import Window
 from orchestrator.load.wire import Send
 from orchestrator.records import LevelRun, LevelSpec, Phase, Request, RequestRecord
 
@@ -28,28 +29,20 @@ class _Level:
 
     def __init__(self, spec: LevelSpec) -> None:
         self.spec = spec
-        self.started_ns = now_ns()
+        self.window = Window()
         self.ramp_end_ns: int | None = None
         self.issued = 0
         self.completed = 0
         self.measured_issued = 0
         self.measured_pending = 0
-        self.window_start_ns: int | None = None
-        self.window_end_ns: int | None = None
         self.measured_closed = False
         self.cut: str | None = None
         self.over = asyncio.Event()
-        self.records: list[RequestRecord] = []
-        self._in_flight = 0
-        self._changed_ns = self.started_ns
-        self._integral = 0
-        self._integral_at_start = 0
-        self.integral_in_window = 0
 
     def phase(self) -> Phase:
         """Of the request that is issued now."""
         now = now_ns()
-        if self.window_start_ns is not None and not self.measured_closed:
+        if self.window.start_ns is not None and not self.measured_closed:
             self._close_if_complete(now)
         if self.measured_closed:
             return "filler"
@@ -57,29 +50,26 @@ class _Level:
             return "ramp"
         warm_ns = self.ramp_end_ns + round(self.spec.warmup_seconds * NS_PER_S)
         generations = self.spec.warmup_generations * self.spec.concurrency
-        if self.window_start_ns is None and (self.completed < generations or now < warm_ns):
+        if self.window.start_ns is None and (self.completed < generations or now < warm_ns):
             return "warmup"
         return "measured"
 
     def issue(self, phase: Phase, at_ns: int) -> int:
         """Count a request that is sent now; its sequence number."""
-        self._count(+1, at_ns)
+        self.window.count(+1, at_ns)
         seq = self.issued
         self.issued += 1
         if phase == "measured":
             self.measured_issued += 1
             self.measured_pending += 1
-            if self.window_start_ns is None:
-                self.window_start_ns, self._integral_at_start = at_ns, self._integral
-            self.window_end_ns = at_ns
-            self.integral_in_window = self._integral - self._integral_at_start
+            self.window.measured_issue(at_ns)
             self._close_if_complete(at_ns)
         return seq
 
     def finish(self, record: RequestRecord) -> None:
-        self._count(-1, record.end_ns)  # not now: reading the answer is no load
+        self.window.count(-1, record.end_ns)  # not now: reading the answer is no load
         self.completed += 1
-        self.records.append(record)
+        self.window.records.append(record)
         if record.phase == "measured":
             self.measured_pending -= 1
         self.end_if_done()
@@ -101,16 +91,11 @@ class _Level:
         if self.measured_closed and (self.measured_pending == 0 or self.cut is not None):
             self.over.set()
 
-    def _count(self, step: int, at_ns: int) -> None:
-        self._integral += self._in_flight * (at_ns - self._changed_ns)
-        self._changed_ns = at_ns
-        self._in_flight += step
-
     def _close_if_complete(self, at_ns: int) -> None:
-        assert self.window_start_ns is not None
+        assert self.window.start_ns is not None
         step = _MULTIPLE if self.spec.requests % _MULTIPLE == 0 else 1
         enough = self.measured_issued >= self.spec.requests and self.measured_issued % step == 0
-        if enough and at_ns - self.window_start_ns >= self.spec.min_seconds * NS_PER_S:
+        if enough and at_ns - self.window.start_ns >= self.spec.min_seconds * NS_PER_S:
             self.close()
 
 
@@ -157,22 +142,7 @@ async def run_closed(
 
     async with watch.watching():
         await _drive(level, user, abort)
-    health = watch.health(level.records)
-    return LevelRun(
-        spec=spec,
-        started_ns=level.started_ns,
-        window_start_ns=level.window_start_ns,
-        window_end_ns=level.window_end_ns,
-        ended_ns=now_ns(),
-        in_flight_integral_s=level.integral_in_window / NS_PER_S,
-        health=health,
-        cut=level.cut,
-        undrained=sum(r.phase == "measured" and _cancelled(r) for r in level.records),
-    )
-
-
-def _cancelled(record: RequestRecord) -> bool:
-    return record.failure is not None and record.failure.kind == "cancelled"
+    return level.window.run(spec, watch, level.cut)
 
 
 User = Callable[[int], Coroutine[Any, Any, None]]

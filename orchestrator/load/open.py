@@ -8,42 +8,9 @@ from typing import Any
 
 from orchestrator.clock import NS_PER_S, now_ns
 from orchestrator.load.health import SelfWatch
+from orchestrator.load.window import Window
 from orchestrator.load.wire import Send
 from orchestrator.records import Failure, LevelRun, LevelSpec, Request, RequestRecord
-
-
-class _Level:
-    """State of a level while it runs; one thread, so no locks."""
-
-    def __init__(self, on_record: Callable[[RequestRecord], None]) -> None:
-        self.started_ns = now_ns()
-        self.records: list[RequestRecord] = []
-        self.window_start_ns: int | None = None
-        self.window_end_ns: int | None = None
-        self.in_flight = 0
-        self.integral_in_window = 0
-        self._integral = 0
-        self._changed_ns = self.started_ns
-        self._on_record = on_record
-
-    def sent(self, at_ns: int) -> None:
-        self._count(+1, at_ns)
-        if self.window_start_ns is None:
-            self.window_start_ns = at_ns
-        self.window_end_ns, self.integral_in_window = at_ns, self._integral
-
-    def ended(self, record: RequestRecord) -> None:
-        self._count(-1, record.end_ns)
-        self.keep(record)
-
-    def keep(self, record: RequestRecord) -> None:
-        self.records.append(record)
-        self._on_record(record)
-
-    def _count(self, step: int, at_ns: int) -> None:
-        self._integral += self.in_flight * (at_ns - self._changed_ns)
-        self._changed_ns = at_ns
-        self.in_flight += step
 
 
 async def run_open(
@@ -65,36 +32,34 @@ async def run_open(
     What `on_record` raises ends the level and is raised.
     """
     watch = SelfWatch()
-    level = _Level(on_record)
+    window = Window()
+
+    def keep(record: RequestRecord) -> None:
+        window.records.append(record)
+        on_record(record)
 
     async def one(request: Request, seq: int, due_ns: int, body: bytes) -> None:
-        level.sent(now_ns())
-        level.ended(await send(request, seq=seq, phase="measured", due_ns=due_ns, body=body))
+        sent_ns = now_ns()
+        window.count(+1, sent_ns)
+        window.measured_issue(sent_ns)
+        record = await send(request, seq=seq, phase="measured", due_ns=due_ns, body=body)
+        window.count(-1, record.end_ns)
+        keep(record)
 
     async def issue() -> None:
         async with asyncio.TaskGroup() as group:
             for seq, (offset_ns, request) in enumerate(zip(due, requests, strict=False)):
-                body, due_ns = prepare(request), level.started_ns + offset_ns
+                body, due_ns = prepare(request), window.started_ns + offset_ns
                 await _until(due_ns)
-                if level.in_flight < most_in_flight:
+                if window.in_flight < most_in_flight:
                     group.create_task(one(request, seq, due_ns, body))
                 else:
-                    level.keep(_dropped(request, seq, due_ns, most_in_flight))
+                    keep(_dropped(request, seq, due_ns, most_in_flight))
                 await asyncio.sleep(0)  # it is sent before the next body is made
 
     async with watch.watching():
         cut = await _until_over(issue(), spec.max_seconds, abort)
-    return LevelRun(
-        spec=spec,
-        started_ns=level.started_ns,
-        window_start_ns=level.window_start_ns,
-        window_end_ns=level.window_end_ns,
-        ended_ns=now_ns(),
-        in_flight_integral_s=level.integral_in_window / NS_PER_S,
-        health=watch.health(level.records),
-        cut=cut,
-        undrained=sum(r.failure is not None and r.failure.kind == "cancelled" for r in level.records),
-    )
+    return window.run(spec, watch, cut)
 
 
 async def _until(due_ns: int) -> None:

@@ -67,18 +67,6 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def run_id() -> Iterator[str]:
-    """A run that leaves nothing on the engine."""
-    run_id = f"test-{uuid.uuid4().hex}"
-    yield run_id
-    left = containers_of(run_id)
-    with Engine.connect() as engine:
-        for container in left:
-            engine.remove(container)
-    assert left == []
-
-
-@pytest.fixture
 def own_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PrivateEngine]:
     if reason := lacking():
         if "docker" in os.environ.get("LOADPROOF_REQUIRE", ""):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,7 +21,6 @@ from fakes.stacks import FakeStack
 from orchestrator.commands.clean import clean
 from orchestrator.commands.doctor import doctor
 from orchestrator.errors import HostError, StackError
-from orchestrator.launch.docker import Engine
 from orchestrator.launch.orphans import container_orphans, remove
 from orchestrator.launch.owner import Owner
 from orchestrator.launch.server import Server, open_server
@@ -38,18 +36,6 @@ MIB = 1 << 20
 def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with fake_image(tmp_path_factory.mktemp("image")) as name:
         yield name
-
-
-@pytest.fixture
-def run_id() -> Iterator[str]:
-    """A run that leaves nothing on the engine."""
-    run_id = f"test-{uuid.uuid4().hex}"
-    yield run_id
-    left = containers_of(run_id)
-    with Engine.connect() as engine:
-        for container in left:
-            engine.remove(container)
-    assert left == []
 
 
 @asynccontextmanager
