@@ -136,6 +136,7 @@ Purpose = Literal[
     "load",
     "prefill",
     "rate",
+    "confirm-rate",
     "replay",
 ]
 
