@@ -45,13 +45,15 @@ class SearchRules(Record, frozen=True, kw_only=True):
     target: float = 0.95
     """Share of the offered requests that must meet the SLO."""
     error_budget: float = 0.001
-    first_look: int = 200
-    """A searched level is looked at from this many requests ..."""
+    first_look: int = 280
+    """A searched level is looked at from this many requests: just enough for a level without a miss to pass ..."""
     first_look_per_user: int = 5
     """... and at least this many times c ..."""
     last_look: int = 1000
     last_look_per_user: int = 10
     """... up to the larger of these."""
+    look_growth: float = 2.5
+    """From one look to the next."""
     search_alpha: float = 0.10
     """Of the looks at a searched level: they only choose where to confirm."""
     aim: float = 0.97
@@ -65,7 +67,7 @@ class SearchRules(Record, frozen=True, kw_only=True):
     alpha: float = 0.02
     """Error probability of the bound of the pooled fresh runs. Stricter than what is claimed (0.05), because the bound
     errs more often than its alpha where neighbours share their fate, and because up to six levels may be tried."""
-    step_down: float = 0.96
+    step_down: float = 0.97
     """An unconfirmed level is replaced by this much of it."""
     futile: int = 2
     """Fresh runs after which a level may be given up as out of reach."""
@@ -86,8 +88,9 @@ class SearchRules(Record, frozen=True, kw_only=True):
             confirm=3,
             target=target,
             error_budget=error_budget,
+            first_look=240 if wide else 280,
             last_look=600 if wide else 1000,
-            step_down=0.95 if wide else 0.96,
+            step_down=0.95 if wide else 0.97,
         )
 
 
