@@ -108,8 +108,11 @@ class _Check:
         return max(self._own.min_seconds, LENGTH_IN_E2E * (_mean([o.e2e_s for o in self._at_c_ok]) or 0.0))
 
     def _size(self, rate: float) -> int:
-        """Measured requests, in tens: they are 80 % of what is due, and no batch is smaller than c_ok."""
-        least = max(self._own.requests, 10 * self._c_ok, math.ceil(0.8 * self._least_seconds() * rate))
+        """Measured requests, in tens: they are 80 % of what is due, no batch is smaller than c_ok, and without one miss
+        they prove the target (they count for a quarter then)."""
+        provable = 4 * math.log(self._rules.alpha) / math.log(self._rules.target) if self._rules.target < 1 else 0.0
+        seconds = self._least_seconds()
+        least = max(self._own.requests, 10 * self._c_ok, math.ceil(0.8 * seconds * rate), math.ceil(provable))
         return -(-least // 10) * 10
 
     # --- what an output token costs -----------------------------------------------------------------------------
