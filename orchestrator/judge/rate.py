@@ -64,8 +64,8 @@ class _Check:
         self._c_ok, self._throughput, self._at_c_ok = c_ok, throughput, at_c_ok
         self._before = before
         self._measured = 0
-        self._invalid = False
-        """A level was INVALID, twice."""
+        self._invalid: set[float] = set()
+        """Rates at which a level was INVALID, twice."""
         self._failed: list[int] = []
         """Twentieths of X that did not hold."""
 
@@ -77,7 +77,7 @@ class _Check:
             throughput=self._throughput,
             rate_ok=rate,
             rate_bad=self._lowest_bad(rate),
-            unknown=rate is None and self._invalid,
+            unknown=rate is None and bool(self._invalid),
             beta=beta,
         )
         if rate is not None:
@@ -101,7 +101,7 @@ class _Check:
             self._measured += 1
             if outcome.valid:
                 return outcome
-        self._invalid = True
+        self._invalid.add(rate)
         return None
 
     def _least_seconds(self) -> float:
@@ -173,7 +173,8 @@ class _Check:
             fresh = partial(self._ask, "confirm-rate", rate)
             if (yield from confirmed(self._rules, fresh)):
                 return rate
-            self._failed.append(step)
+            if rate not in self._invalid:
+                self._failed.append(step)
         return None
 
     def _lowest_bad(self, rate: float | None) -> float | None:

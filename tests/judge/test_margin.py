@@ -455,6 +455,29 @@ def test_a_missing_or_flagged_step_of_the_check_is_provisional(check: OpenLoop |
     assert found.c_ok == 22
 
 
+def open_level(rate: float, purpose: Purpose, **more: Any) -> JudgedLevel:
+    run, stats, verdict = level(0, "FAIL" if "hard_break" in more else "PASS", purpose, **more)
+    return msgspec.structs.replace(run, spec=msgspec.structs.replace(run.spec, rate_per_s=rate)), stats, verdict
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (open_level(12.8, "confirm-rate", flags=("It was throttled.",)), "At 12.8 requests/s: It was throttled."),
+        (open_level(8.0, "replay", flags=("It was throttled.",)), "At 8 requests/s: It was throttled."),
+        (open_level(9.6, "rate", hard_break="out of memory"), "The server broke at 9.6 requests/s: out of memory."),
+    ],
+)
+def test_flags_and_hard_breaks_of_the_open_levels_that_count_are_named(found: JudgedLevel, said: str) -> None:
+    verdict = checked(levels=[*PROVEN, found])
+    assert (verdict.verdict, verdict.missing) == ("PROVISIONAL", (said,))
+
+
+def test_what_happened_at_rates_above_is_no_flag() -> None:
+    above = [open_level(13.6, "rate", flags=("It was throttled.",)), open_level(14.4, "rate", hard_break="hang")]
+    assert checked(levels=[*PROVEN, *above]).verdict == "SIGNED"
+
+
 def test_kv_use_that_is_not_reported_blocks_nothing() -> None:
     assert checked(but(kv_use_p99=None)).verdict == "SIGNED"
 
