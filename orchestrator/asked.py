@@ -18,7 +18,7 @@ from stacks.catalog import stack as stack_named
 
 def search_rules(plan: Plan, cell: Cell) -> SearchRules:
     """The search of a cell, from the plan alone."""
-    ramp = plan.ramp
+    ramp = plan.ramp_of(cell.workload)
     if ramp.method == "full" and not cell.workload.levels:
         return SearchRules.full(
             precision=ramp.precision,
@@ -102,6 +102,7 @@ def _cell(plan: Plan, cell: Cell, gpus: Sequence[GpuInfo]) -> AskedCell:
         workload_source=workload.source,
         mean_prompt_tokens=lengths.prompt_mean,
         mean_output_tokens=lengths.output_mean,
+        frontier_prompt_tokens=plan.frontier_prompt_tokens(cell.workload),
         lengths_forced=stack.wire(deployment).forces_length,
         search=msgspec.to_builtins(search_rules(plan, cell)),
         notes=(*workload.notes, *stack.notes(deployment)),

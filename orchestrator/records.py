@@ -415,6 +415,8 @@ class AskedCell(Record, frozen=True, kw_only=True):
     workload_source: str = ""
     mean_prompt_tokens: float | None = None
     mean_output_tokens: float | None = None
+    frontier_prompt_tokens: int | None = None
+    """Length of every prompt of a cell on the frontier; None = the cell is not on it."""
     lengths_forced: bool = True
     """The dialect can demand an exact output length."""
     search: dict[str, Any] = {}

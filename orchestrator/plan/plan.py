@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from orchestrator.plan.settings import Budget, ModelSettings, Ramp, WorkloadSettings
+from orchestrator.plan.settings import Budget, Frontier, ModelSettings, Ramp, WorkloadSettings
 from orchestrator.records import SCHEMA, Slo
 from stacks.base import Deployment
 from workloads.workload import Workload
@@ -48,8 +48,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     model: ModelSettings
     deployments: tuple[Deployment, ...]
     workloads: tuple[WorkloadSettings, ...]
+    """Those of the frontier come last."""
     ramp: Ramp
     budget: Budget
+    frontier: Frontier | None = None
     lengths: Mapping[str, Workload]
     """The length pairs of each workload, by its name."""
 
@@ -80,6 +82,17 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         """The length pairs that a cell draws its requests from."""
         return self.lengths[cell.workload.name]
 
+    def frontier_prompt_tokens(self, workload: WorkloadSettings) -> int | None:
+        """The prompt length for which a workload stands on the frontier; None for those of the plan's own."""
+        lengths = self.frontier.prompt_tokens if self.frontier else ()
+        return next((n for n in lengths if self.frontier and self.frontier.workload_name(n) == workload.name), None)
+
+    def ramp_of(self, workload: WorkloadSettings) -> Ramp:
+        """How the concurrency is raised under a workload."""
+        if self.frontier is None or self.frontier_prompt_tokens(workload) is None:
+            return self.ramp
+        return msgspec.structs.replace(self.ramp, precision=self.frontier.precision)
+
     def _fingerprint(self, deployment: Deployment, workload: WorkloadSettings) -> str:
         document = {
             "schema": SCHEMA,
@@ -90,7 +103,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             "model_file_bytes": _file_bytes(deployment),
             "workload": workload,
             "pairs": self.lengths[workload.name].sha256(),
-            "ramp": self.ramp,
+            "ramp": self.ramp_of(workload),
         }
         return hashlib.sha256(msgspec.json.encode(document, order="sorted")).hexdigest()
 
@@ -102,7 +115,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         start takes 3 min in Docker, 1 min as a process, and seconds where a process serves one local file.
         """
         allowed_s = self._allowed_seconds(cell)
-        levels = cell.workload.levels or self._search_levels()
+        levels = cell.workload.levels or self._search_levels(self.ramp_of(cell.workload))
         shares = (0.15 + 0.45 * min(1.0, concurrency / self._middle()) for concurrency in levels)
         times = (self._level_seconds(c, share * allowed_s) for c, share in zip(levels, shares, strict=True))
         return _start_seconds(cell.deployment) + sum(times)
@@ -123,9 +136,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     def _middle(self) -> float:
         return math.sqrt(self.ramp.start * self.ramp.max)
 
-    def _search_levels(self) -> list[int]:
+    def _search_levels(self, ramp: Ramp) -> list[int]:
         """Ladder up to the break and one beyond, bisection, confirmations on both sides."""
-        ramp = self.ramp
         middle = self._middle()
         doublings = max(0, math.ceil(math.log(middle / ramp.start) / math.log(ramp.factor)))
         ladder = [min(ramp.max, round(ramp.start * ramp.factor**step)) for step in range(doublings + 2)]

@@ -43,6 +43,20 @@ class WorkloadSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Concurrencies to measure instead of a search."""
 
 
+class Frontier(msgspec.Struct, frozen=True, kw_only=True):
+    """[frontier]: the break along the prompt length. Each length becomes a workload of its own, of constant lengths."""
+
+    prompt_tokens: tuple[int, ...]
+    output_tokens: int = 128
+    name: str = "prompt"
+    """The workloads are called `NAME-LENGTH`."""
+    precision: float = 0.10
+    """Of the searches along the frontier, in place of the one in [ramp]: a curve needs no finer points."""
+
+    def workload_name(self, prompt_tokens: int) -> str:
+        return f"{self.name}-{prompt_tokens}"
+
+
 class Ramp(msgspec.Struct, frozen=True, kw_only=True):
     """[ramp]: how the concurrency is raised and how long a level is held (METHOD.md, closed-loop level)."""
 
