@@ -35,6 +35,10 @@ class CellVerdict(Record, frozen=True, kw_only=True):
     """Most users at once that held."""
     c_bad: int | None = None
     """Fewest users above c_ok that did not hold; None = no break was found."""
+    confirmed_ok: bool = False
+    """c_ok held again in fresh runs."""
+    confirmed_bad: bool = False
+    """c_bad did not hold again in a fresh run."""
     c_sign: int | None = None
     """Most users that may be signed, as far as the steps taken tell; None = none."""
     first_failing: Criterion | None = None
@@ -85,6 +89,8 @@ def cell_verdict(
         verdict=verdict,
         c_ok=found.c_ok,
         c_bad=found.c_bad,
+        confirmed_ok=stop is not None and stop.confirmed_ok,
+        confirmed_bad=stop is not None and stop.confirmed_bad,
         c_sign=_c_sign(found.c_ok, unstable) if verdict == "PROVISIONAL" else None,
         first_failing=first_failing,
         break_level=at,
