@@ -125,7 +125,20 @@ class RequestRecord(Record, frozen=True, kw_only=True):
 
 # --- a level ----------------------------------------------------------------------------------------------------
 
-Purpose = Literal["baseline", "sentinel", "ladder", "bracket", "bisect", "confirm", "confirm-break", "load"]
+Purpose = Literal[
+    "baseline",
+    "sentinel",
+    "ladder",
+    "bracket",
+    "bisect",
+    "confirm",
+    "confirm-break",
+    "load",
+    "prefill",
+    "rate",
+    "confirm-rate",
+    "replay",
+]
 
 
 class LevelSpec(Record, frozen=True, kw_only=True):
@@ -154,12 +167,22 @@ class LevelSpec(Record, frozen=True, kw_only=True):
     think_seconds: float = 0.0
     """A user's pause between an answer and its next request."""
     rate_per_s: float | None = None
-    """Open loop: mean rate at which requests are due; `concurrency` is 0 then."""
+    """Open loop: mean rate at which requests are due; `concurrency` is 0 then, and of those due the last `requests` are
+    measured."""
+    arrivals: str = ""
+    """Open loop: how they come: ``poisson``, or what is replayed."""
+    drain_seconds: float | None = None
+    """Open loop: what is unfinished so long after the last request was due has failed; None = no such limit."""
     looks: tuple[int, ...] = ()
     """Numbers of measured requests at which S1 is judged by its bounds, the last one N; the first look that decides
     ends the level. Empty = S1 is judged by the observed share of all N."""
     alpha: float = 0.05
     """Error probability of one side that the looks share."""
+
+    @property
+    def is_open(self) -> bool:
+        """Requests come when they are due; their times count from then."""
+        return self.rate_per_s is not None
 
 
 class ClientHealth(Record, frozen=True, kw_only=True):
@@ -244,6 +267,10 @@ class LevelStats(Record, frozen=True, kw_only=True):
     running_mean: float | None = None
     running_max: float | None = None
     waiting_mean: float | None = None
+    kv_use_p99: float | None = None
+    """Of an open level, as the next one."""
+    in_flight_p95: float | None = None
+    """In-flight that was not exceeded in 95 % of the time of the steady window."""
     memory_peak_bytes: int | None = None
     """Largest memory of the server seen during the level: GPU memory, else container memory, else PSS of its tree."""
     memory_source: str | None = None
