@@ -249,7 +249,7 @@ class Campaign:
                 spec = bench.spec(step)
                 expected_ns = round(bench.expected_seconds(spec) * NS_PER_S)
                 if deadline_ns is not None and now_ns() + expected_ns > deadline_ns:
-                    return f"the time budget has no room for the step {step.purpose} at {step.concurrency}", None
+                    return f"the time budget has no room for the step {step}", None
                 self.journal.commit(
                     LevelStarted(at_ns=now_ns(), cell=cell.id, attempt=attempt, level=len(history), spec=spec)
                 )

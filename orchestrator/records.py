@@ -423,6 +423,14 @@ class Predicted(Record, frozen=True, kw_only=True):
 # --- what the plan asked for ------------------------------------------------------------------------------------
 
 
+class Demand(Record, frozen=True, kw_only=True):
+    """What a launch needs; None = it does not say."""
+
+    users: int | None = None
+    rate_per_s: float | None = None
+    """Mean rate of the expected traffic, requests per second."""
+
+
 class AskedCell(Record, frozen=True, kw_only=True):
     """One cell as the plan resolved it: what a reader must know without the plan's models, traces and secrets."""
 
@@ -446,6 +454,8 @@ class AskedCell(Record, frozen=True, kw_only=True):
     """Length of every prompt of a cell on the frontier; None = the cell is not on it."""
     lengths_forced: bool = True
     """The dialect can demand an exact output length."""
+    signable: bool = True
+    """False: constant lengths, which no service has."""
     search: dict[str, Any] = {}
     """`orchestrator.judge.search.SearchRules` as plain values."""
     notes: tuple[str, ...] = ()
@@ -462,6 +472,7 @@ class Asked(Record, frozen=True, kw_only=True):
     slo: Slo = Slo()
     cells: tuple[AskedCell, ...] = ()
     budget_minutes: float | None = None
+    demand: Demand = Demand()
 
 
 # --- the journal ------------------------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from orchestrator.clock import NS_PER_S, now_ns
 from orchestrator.commands.loop import run_loop
 from orchestrator.errors import HostError
 from orchestrator.host import raise_file_limit
-from orchestrator.load.arrivals import arrivals_named, schedule
 from orchestrator.load.closed import run_closed
 from orchestrator.load.open import run_open
 from orchestrator.load.transport import RequestLimits, StampingTransport
@@ -29,6 +28,7 @@ from orchestrator.load.wire import Sender
 from orchestrator.records import LevelRun, LevelSpec, Request, RequestRecord, Slo
 from stacks.base import Wire
 from stacks.openai import ChatWire, Dialect, TextCompletionsWire
+from workloads.arrivals import arrivals_named, schedule
 from workloads.text import PromptMaker
 
 APIS = ("chat", "completions", "tgi", "llamacpp")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -21,7 +21,7 @@ C_OK, X = 20, 16.03
 SWINGS = Swings.of((900, 1500, 600, 1000), (200, 260, 150, 190))
 
 
-def rules(**changes: object) -> SearchRules:
+def rules(**changes: Any) -> SearchRules:
     own = OpenRules(**{"traffic": "the trace", "swings": SWINGS, **changes})
     return SearchRules(method="full", levels=(), start=C_OK, maximum=C_OK, confirm=3, target=0.95, open_loop=own)
 
@@ -56,7 +56,7 @@ def measured(step: Measure, said: Said, draw: random.Random) -> Outcome:
         concurrency=step.concurrency,
         purpose=step.purpose,
         valid=said.valid,
-        verdict=word,  # type: ignore[arg-type]
+        verdict=word,
         hard_break=said.hard_break,
         good=look.good,
         batch=look.batch,

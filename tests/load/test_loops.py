@@ -11,11 +11,11 @@ from fakes.virtual_time import run_virtually
 
 from orchestrator.clock import NS_PER_MS, NS_PER_S
 from orchestrator.judge.level import judge_level
-from orchestrator.load.arrivals import Law, constant, gamma, modulated, poisson, schedule, trace
 from orchestrator.load.closed import run_closed
 from orchestrator.load.open import run_open
 from orchestrator.metrics import is_good, level_stats, ttft_due_ns, ttft_ns
 from orchestrator.records import Failure, LevelRun, LevelSpec, Phase, Request, RequestRecord, Slo
+from workloads.arrivals import Law, constant, gamma, modulated, poisson, schedule, trace
 
 Ran = tuple[LevelRun, list[RequestRecord]]
 Serve = Callable[[Request], float]

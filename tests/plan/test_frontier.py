@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.asked import asked, search_rules
@@ -92,6 +92,7 @@ def test_a_frontier_that_is_no_table_is_told() -> None:
         plan_of("frontier = 3\n" + DEPLOYMENTS)
 
 
+@settings(deadline=None)
 @given(st.sets(st.integers(1, 20_000), min_size=2, max_size=8), st.integers(1, 2000), st.integers(32, 20_000))
 def test_a_length_is_refused_exactly_where_it_would_be_cut(lengths: set[int], output: int, context: int) -> None:
     text = DEPLOYMENTS.replace("8192", str(context)) + (

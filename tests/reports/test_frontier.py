@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from fakes.run_directory import FakeCell, asked_cell, build_run
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.commands.show import summary
@@ -149,6 +149,7 @@ points = st.builds(
 ).filter(lambda p: p.held is not None or p.broke is not None)
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(points, min_size=1, max_size=3, unique_by=lambda p: p.prompt_tokens), min_size=1, max_size=12))
 def test_everything_is_drawn_inside(given: list[list[Point]]) -> None:
     lines = [Line(tuple(sorted(along)), slot) for slot, along in enumerate(given)]

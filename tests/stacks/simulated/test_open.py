@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from orchestrator.clock import NS_PER_S
-from orchestrator.load.arrivals import constant, poisson, schedule
 from orchestrator.metrics import level_stats, measured_records
 from orchestrator.records import LevelSpec, Request, RequestRecord, Slo
 from stacks.simulated.engine import POLICIES, Engine, EngineLimits
 from stacks.simulated.open import run_virtual_open
 from stacks.simulated.timing import StepTimes
+from workloads.arrivals import constant, poisson, schedule
 
 TIMES = StepTimes(step_s=0.001, sequence_s=1e-5, kv_token_s=1e-6, attention_s=1e-9, token_s=1e-4, weights_s=(0.01,))
 SLO = Slo(ttft_ms=1000, tpot_ms=50)
