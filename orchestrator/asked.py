@@ -32,8 +32,8 @@ def search_rules(plan: Plan, cell: Cell) -> SearchRules:
             target=plan.slo.attainment,
             error_budget=plan.slo.error_budget,
         )
-        return msgspec.structs.replace(rules, open_loop=open_rules(plan, cell))
-    return SearchRules(
+        return _followed(rules, plan, cell)
+    rules = SearchRules(
         start=ramp.start,
         maximum=ramp.max,
         factor=ramp.factor,
@@ -42,7 +42,17 @@ def search_rules(plan: Plan, cell: Cell) -> SearchRules:
         levels=cell.workload.levels,
         target=plan.slo.attainment,
         error_budget=plan.slo.error_budget,
+    )
+    return _followed(rules, plan, cell)
+
+
+def _followed(rules: SearchRules, plan: Plan, cell: Cell) -> SearchRules:
+    """The search with what follows it."""
+    return msgspec.structs.replace(
+        rules,
         open_loop=open_rules(plan, cell),
+        recovery=plan.ramp.recovery and plan.is_searched(cell.workload),
+        soak_seconds=plan.soak_seconds(cell.workload),
     )
 
 
@@ -90,7 +100,7 @@ def level_spec(step: Measure, ramp: Ramp, seed: int, expected_s: float) -> Level
         seed=seed,
         requests=step.looks[-1] if step.looks else own,
         min_seconds=least_seconds,
-        max_seconds=ramp.max_seconds,
+        max_seconds=ramp.max_seconds + (step.min_seconds or 0.0),
         ramp_seconds=0.0 if concurrency == 1 else ramp_seconds,
         warmup_generations=ramp.warmup_generations,
         warmup_seconds=min(2 * expected_s, ramp.max_seconds / 4),

@@ -11,7 +11,7 @@ from types import MappingProxyType
 import msgspec
 
 from orchestrator.plan.expected import is_checked
-from orchestrator.plan.settings import Budget, Frontier, ModelSettings, OpenLoop, Ramp, WorkloadSettings
+from orchestrator.plan.settings import Budget, Frontier, ModelSettings, OpenLoop, Ramp, Soak, WorkloadSettings
 from orchestrator.records import SCHEMA, Demand, Slo
 from stacks.base import Deployment
 from workloads.expected import Expected
@@ -58,6 +58,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     open_loop: OpenLoop = OpenLoop()
     demand: Demand = Demand()
     """[demand]: what the launch needs. A cell of which less may be signed is REFUSED."""
+    soak: Soak = Soak()
     budget: Budget
     frontier: Frontier | None = None
     lengths: Mapping[str, Workload]
@@ -103,10 +104,17 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             return self.ramp
         return msgspec.structs.replace(self.ramp, precision=self.frontier.precision)
 
+    def is_searched(self, workload: WorkloadSettings) -> bool:
+        """Whether anything may follow the search: a fixed ladder is none, and along the frontier it stands alone."""
+        return not workload.levels and self.frontier_prompt_tokens(workload) is None
+
+    def soak_seconds(self, workload: WorkloadSettings) -> float | None:
+        """Length of the soak that follows; None = there is none."""
+        return 60 * self.soak.minutes if self.soak.minutes is not None and self.is_searched(workload) else None
+
     def is_checked(self, workload: WorkloadSettings) -> bool:
         """Whether the open-loop check follows the search; a fixed ladder has none, nor has the frontier."""
-        alone = workload.levels or self.frontier_prompt_tokens(workload) is not None
-        return is_checked(self.open_loop, self.ramp) and not alone
+        return is_checked(self.open_loop, self.ramp) and self.is_searched(workload)
 
     def _fingerprint(self, deployment: Deployment, workload: WorkloadSettings) -> str:
         document = {
@@ -122,6 +130,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         }
         if self.is_checked(workload):
             document["open_loop"] = self.open_loop
+        if (soak := self.soak_seconds(workload)) is not None:
+            document["soak_seconds"] = soak
         return hashlib.sha256(msgspec.json.encode(document, order="sorted")).hexdigest()
 
     def expected_seconds(self, cell: Cell) -> float:
@@ -135,7 +145,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         levels = cell.workload.levels or self._search_levels(self.ramp_of(cell.workload))
         shares = (0.15 + 0.45 * min(1.0, concurrency / self._middle()) for concurrency in levels)
         times = (self._level_seconds(c, share * allowed_s) for c, share in zip(levels, shares, strict=True))
-        return _start_seconds(cell.deployment) + sum(times) + self._check_seconds(cell, allowed_s)
+        soak = self.soak_seconds(cell.workload) or 0.0
+        return _start_seconds(cell.deployment) + sum(times) + self._check_seconds(cell, allowed_s) + soak
 
     def expected_total_seconds(self) -> float:
         """Rough time of the whole run: that of its cells, and the budget where that is less."""

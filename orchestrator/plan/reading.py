@@ -19,7 +19,7 @@ from orchestrator.plan.frontier import frontier_workloads, read_frontier
 from orchestrator.plan.overrides import apply_overrides
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.secrets import secret_places
-from orchestrator.plan.settings import Budget, Frontier, ModelSettings, OpenLoop, Ramp, WorkloadSettings
+from orchestrator.plan.settings import Budget, Frontier, ModelSettings, OpenLoop, Ramp, Soak, WorkloadSettings
 from orchestrator.plan.tables import Findings, is_deeper_than, shown
 from orchestrator.plan.workloads import read_workload, within_context
 from orchestrator.records import Demand, Slo
@@ -34,7 +34,7 @@ MOST_ENTRIES = 256
 
 _KEYS = (
     "title", "seed", "model", "slo", "defaults", "deployment", "workload", "frontier", "ramp", "open_loop", "demand",
-    "budget",
+    "soak", "budget",
 )  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._]|-(?!-)){0,62}[A-Za-z0-9]|[A-Za-z0-9]")
 
@@ -109,6 +109,7 @@ def _read(
     ramp = findings.read_optional(document, Ramp, "ramp")
     open_loop = findings.read_optional(document, OpenLoop, "open_loop")
     demand = findings.read_optional(document, Demand, "demand")
+    soak = findings.read_optional(document, Soak, "soak")
     budget = findings.read_optional(document, Budget, "budget")
     deployments = _deployments(document, model, around, findings)
     frontier = read_frontier(document, findings)
@@ -128,6 +129,7 @@ def _read(
         ramp=ramp,
         open_loop=open_loop,
         demand=demand,
+        soak=soak,
         budget=budget,
         frontier=frontier,
         lengths=lengths,

@@ -82,6 +82,8 @@ class Ramp(msgspec.Struct, frozen=True, kw_only=True):
     warmup_generations: float = 3.0
     filler_seconds: float = 30.0
     deadline_seconds: float = 600.0
+    recovery: bool = True
+    """After a break the lowest level that held is measured once more: does the server serve as before?"""
 
 
 class OpenLoop(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,6 +106,12 @@ class OpenLoop(msgspec.Struct, frozen=True, kw_only=True):
     """Of the probe that tells what an output token costs."""
     max_in_flight: int = 16384
     """Safety cap: a request that is due beyond it is not sent, and counts as failed."""
+
+
+class Soak(msgspec.Struct, frozen=True, kw_only=True):
+    """[soak]: one long level at the recommended number of users, after everything else. None = no soak."""
+
+    minutes: float | None = None
 
 
 class Budget(msgspec.Struct, frozen=True, kw_only=True):
