@@ -101,6 +101,8 @@ def _reasons(decided: tuple[Card, ...]) -> Iterator[RenderableType]:
     """Where each cell broke and why, one line each."""
     for card in decided:
         yield _line(f"{card.asked.deployment}, {card.asked.workload}: {card.sentence} {card.why}")
+        for sentence in card.afterwards:
+            yield Padding(_line(sentence), (0, 0, 0, 2))
 
 
 def _frontier(along: Frontier) -> Iterator[RenderableType]:

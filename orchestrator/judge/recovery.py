@@ -122,7 +122,8 @@ def _memory(found: Recovery) -> Iterator[str]:
         yield f"gave back {min(1.0, back / grown):.0%} of the {grown / 2**20:,.0f} MiB by which it had grown"
 
 
-def recovery_gaps(found: Recovery | None) -> Iterator[str]:
-    """What stands in the way of signing."""
+def recovery_gaps(stop: Stop | None) -> Iterator[str]:
+    """What stands in the way of signing; a drift that the sentinels found is told as that."""
+    found = None if stop is None or stop.drifted else stop.recovery
     if found is not None and found.slower is not None and found.slower > 0 and not found.as_before:
         yield recovery_sentence(found)

@@ -233,7 +233,7 @@ def _word(found: Soak) -> str:
     return "; steady" if words and set(words) == {"PASS"} else ""
 
 
-def soak_gaps(found: Soak | None, stop: Stop | None, asked: bool) -> Iterator[str]:
+def soak_gaps(found: Soak | None, stop: Stop | None, *, asked: bool) -> Iterator[str]:
     """What stands in the way of signing. `asked`: the plan wants a soak."""
     if not asked or stop is None or stop.c_ok is None:
         return

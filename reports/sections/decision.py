@@ -49,6 +49,8 @@ class Card(NamedTuple):
     why: str
     """Why not higher."""
     configure: str
+    afterwards: tuple[str, ...]
+    """What was seen after the break, and in the soak."""
     missing: tuple[str, ...]
     incident: bool
 
@@ -136,6 +138,7 @@ def _card(cell: CellResult, anchor: str, slo: Slo) -> Card:
         bad_users=bad.concurrency if bad else None,
         why=_why(cell),
         configure=_configure(cell),
+        afterwards=verdict.afterwards,
         missing=tuple(verdict.missing),
         incident=bool(cell.incidents),
     )
