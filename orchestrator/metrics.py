@@ -488,7 +488,7 @@ def _drain_s(run: LevelRun, records: Sequence[RequestRecord], samples: Sequence[
         for s in samples
         if s.source == "engine" and s.values.get("running", 0.0) + s.values.get("waiting", 0.0) > 0
     ]
-    return seconds(max(run.ended_ns, *busy[-1:]) - max(r.sent_ns for r in records))
+    return seconds(max([run.ended_ns, *busy[-1:]]) - max(r.sent_ns for r in records))
 
 
 def _drained_late(run: LevelRun, measured: Sequence[RequestRecord]) -> int:

@@ -100,7 +100,7 @@ def _served(found: Recovery) -> str:
         return "was not measured validly again"
     if found.as_before:
         return "served as before"
-    return f"served {abs(found.slower):.0%} {'slower' if found.slower > 0 else 'faster'} than before"
+    return f"served {100 * abs(found.slower):.0f} % {'slower' if found.slower > 0 else 'faster'} than before"
 
 
 def _figures(found: Recovery) -> str:
@@ -119,7 +119,7 @@ def _memory(found: Recovery) -> Iterator[str]:
     elif back < GREW * broken:
         yield f"gave back nothing of the {grown / 2**20:,.0f} MiB by which it had grown"
     else:
-        yield f"gave back {min(1.0, back / grown):.0%} of the {grown / 2**20:,.0f} MiB by which it had grown"
+        yield f"gave back {100 * min(1.0, back / grown):.0f} % of the {grown / 2**20:,.0f} MiB by which it had grown"
 
 
 def recovery_gaps(stop: Stop | None) -> Iterator[str]:

@@ -219,11 +219,11 @@ def _rises(found: Soak) -> tuple[tuple[str, Trend | None], ...]:
 
 def _rise_told(name: str, trend: Trend) -> str:
     value, lower, upper = (_signed(100 * part, " %") for part in (trend.value, trend.lower, trend.upper))
-    return f"{name} {value} over it ({lower} to {upper})"
+    return f"{name} {value} ({lower} to {upper})"
 
 
 def _signed(value: float, unit: str) -> str:
-    return f"{value:+.1f}{unit}".replace("-", "\u2212")
+    return f"{round(value, 1) + 0.0:+.1f}{unit}".replace("-", "\u2212")
 
 
 def _word(found: Soak) -> str:
@@ -245,10 +245,11 @@ def soak_gaps(found: Soak | None, stop: Stop | None, *, asked: bool) -> Iterator
         yield f"The soak did not hold the SLO at {recommended(stop)} users."
     for name, trend in () if found is None else _rises(found):
         if trend is not None and trend.verdict == "FAIL":
-            yield f"During the soak p95 {name} rose by at least {trend.lower:.0%}, and {trend.limit:.0%} is allowed."
+            least, most = 100 * trend.lower, 100 * trend.limit
+            yield f"During the soak p95 {name} rose by at least {least:.0f} %, and {most:.0f} % is allowed."
     leak = None if found is None else found.leak_bytes_per_hour
     if leak is not None and leak.verdict == "FAIL":
         yield (
             f"During the soak the memory grew by at least {leak.lower / 2**20:,.1f} MiB/h, and "
-            f"{leak.limit / 2**20:,.1f} ({MOST_LEAK_PER_HOUR:.0%} of it) is allowed."
+            f"{leak.limit / 2**20:,.1f} ({100 * MOST_LEAK_PER_HOUR:.0f} % of it) is allowed."
         )
