@@ -98,9 +98,10 @@ def _figures(cell: CellResult) -> tuple[str, str, str, str]:
 
 
 def _reasons(decided: tuple[Card, ...]) -> Iterator[RenderableType]:
-    """Where each cell broke and why, one line each."""
+    """Where each cell broke and why, and what the open-loop check found; one line each."""
     for card in decided:
-        yield _line(f"{card.asked.deployment}, {card.asked.workload}: {card.sentence} {card.why}")
+        numbers = " ".join(f"{number.name}: {number.value}." for number in card.numbers[1:])
+        yield _line(f"{card.asked.deployment}, {card.asked.workload}: {card.sentence} {numbers} {card.why}")
         for sentence in card.afterwards:
             yield Padding(_line(sentence), (0, 0, 0, 2))
 
