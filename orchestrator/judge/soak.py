@@ -36,7 +36,9 @@ SHARE = 0.8
 MOST_RISE = 0.10
 """By so much may a p95 rise over the whole soak."""
 MOST_LEAK_PER_HOUR = 0.01
-"""By so much of itself may the memory grow in an hour."""
+"""By so much of itself may the memory grow in an hour ..."""
+LEAST_LEAK_BYTES = 1 << 20
+"""... or by this over the whole soak, if that is more: less says nothing of hours."""
 _LEAST_PER_BATCH = 20
 """Requests of a batch from which its p95 is one."""
 
@@ -195,7 +197,8 @@ def _leak(values: Sequence[float | None], part_s: float) -> Trend | None:
     if found is None or not known or not part_s:
         return None
     slope, half = (part * 3600 / part_s for part in found)
-    limit = MOST_LEAK_PER_HOUR * sum(known) / len(known)
+    hours = part_s * len(values) / 3600
+    limit = max(MOST_LEAK_PER_HOUR * sum(known) / len(known), LEAST_LEAK_BYTES / hours)
     return Trend(value=slope, lower=slope - half, upper=slope + half, limit=limit)
 
 
@@ -210,7 +213,8 @@ def soak_sentence(found: Soak) -> str:
         told.append(f"memory {value} MiB/h ({lower} to {upper})")
     users = f"{found.concurrency} user{'' if found.concurrency == 1 else 's'}"
     listed = ", ".join(told) or "no trend could be told"
-    return f"Soak of {found.window_s / 60:,.0f} min at {users}: {listed}{_word(found)}."
+    length = f"{found.window_s / 60:,.0f} min" if found.window_s >= 90 else f"{found.window_s:.0f} s"
+    return f"Soak of {length} at {users}: {listed}{_word(found)}."
 
 
 def _rises(found: Soak) -> tuple[tuple[str, Trend | None], ...]:
@@ -251,5 +255,5 @@ def soak_gaps(found: Soak | None, stop: Stop | None, *, asked: bool) -> Iterator
     if leak is not None and leak.verdict == "FAIL":
         yield (
             f"During the soak the memory grew by at least {leak.lower / 2**20:,.1f} MiB/h, and "
-            f"{leak.limit / 2**20:,.1f} ({100 * MOST_LEAK_PER_HOUR:.0f} % of it) is allowed."
+            f"{leak.limit / 2**20:,.1f} is allowed ({100 * MOST_LEAK_PER_HOUR:.0f} % of it, or 1 MiB over the soak)."
         )

@@ -74,12 +74,12 @@ def test_a_leak_is_told_in_mebibytes_an_hour() -> None:
     leak = found.leak_bytes_per_hour
     assert leak is not None
     assert leak.value == pytest.approx(60 * MIB, rel=0.01)
-    assert leak.limit == pytest.approx(4.02 * MIB, rel=0.01)
+    assert leak.limit == pytest.approx(3600 / 280 * MIB, rel=0.01), "1 % an hour is less than 1 MiB over this soak"
     assert leak.verdict == "FAIL"
     stop = Stop(c_ok=5, c_bad=6, confirmed_ok=True, confirmed_bad=True, monotone=True, why="", soaked="PASS")
     (gap,) = soak_gaps(found, stop, asked=True)
     assert "the memory grew by at least 60." in gap
-    assert "4.0 (1 % of it) is allowed" in gap
+    assert "and 12.9 is allowed (1 % of it, or 1 MiB over the soak)." in gap
 
 
 def test_without_readings_and_with_many_failures_nothing_is_told() -> None:
