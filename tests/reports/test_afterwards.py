@@ -6,29 +6,12 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-from fakes.run_directory import FakeCell, asked_cell, build_run
 
 from orchestrator.commands.show import summary
-from orchestrator.judge.search import SearchRules
 from reports.html import write_report
 from reports.result import CellResult, Result, result
 from reports.run import read_run
 from reports.sections.times import lines
-
-FOLLOWED = SearchRules(maximum=16, confirm=1, recovery=True, soak_seconds=1200.0)
-
-
-@pytest.fixture(scope="module")
-def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    cells = [
-        FakeCell(asked_cell("steady", "chat"), rules=FOLLOWED, ttft_ms=lambda c: 45.0 * c, mib_per_user=20.0),
-        FakeCell(
-            asked_cell("worn", "chat"), rules=FOLLOWED, ttft_ms=lambda c: 45.0 * c, worn=1.25, leaks_mib_per_hour=90.0
-        ),
-        FakeCell(asked_cell("dies", "chat"), rules=FOLLOWED, ttft_ms=lambda c: 20.0 * c, dies_at=8),
-        FakeCell(asked_cell("before", "chat"), rules=SearchRules(maximum=16), ttft_ms=lambda c: 45.0 * c),
-    ]
-    return build_run(tmp_path_factory.mktemp("runs") / "followed", cells)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from orchestrator.commands.show import summary
 from orchestrator.judge.search import SearchRules
-from orchestrator.records import ServerFailure
 from reports.charts import WIDTH
 from reports.frontier_chart import HEIGHT, Line, Point, frontier_chart
 from reports.html import write_report
@@ -22,35 +21,6 @@ from reports.run import read_run
 from reports.sections.frontier import frontier
 
 LENGTHS = (256, 1024, 4096)
-SVG = "{http://www.w3.org/2000/svg}"
-
-
-def cell(name: str, length: int, each_ms: float, **more: object) -> FakeCell:
-    """A server whose TTFT grows by `each_ms` a user: its limit of 400 ms is reached at 400 / each_ms."""
-    values: dict[str, object] = {
-        "rules": SearchRules(maximum=64),
-        "ttft_ms": lambda c: each_ms * c,
-        "tpot_ms": lambda c: 5.0,
-        **more,
-    }
-    asked = asked_cell(name, f"prompt-{length}", frontier_prompt_tokens=length, mean_prompt_tokens=float(length))
-    return FakeCell(asked, **values)  # type: ignore[arg-type]
-
-
-@pytest.fixture(scope="module")
-def along(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """4-bit holds more of the short prompts and as few of the long ones; at 256 tokens it has no break up to 64."""
-    broken = ServerFailure(failure_class="oom-kv", message="The KV cache does not fit.", remedy="Use less context.")
-    cells = [
-        *(cell("4-bit", n, ms) for n, ms in zip(LENGTHS, (4.0, 20.0, 100.0), strict=True)),
-        *(cell("16-bit", n, ms) for n, ms in zip(LENGTHS[:2], (14.0, 40.0), strict=True)),
-        cell("16-bit", 4096, 105.0, rules=SearchRules(maximum=64, confirm=0)),
-        cell("32-bit", 256, 900.0),
-        cell("32-bit", 1024, 900.0, refuses=broken),
-        cell("32-bit", 4096, 900.0, refuses=broken),
-    ]
-    cells += [FakeCell(asked_cell("4-bit", "chat"), rules=SearchRules(levels=(1,)))]
-    return build_run(tmp_path_factory.mktemp("runs") / "along", cells, title="Along the prompt length")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +36,7 @@ def test_the_table_has_a_row_for_each_deployment_and_its_limits(found: Result) -
     assert spans == {
         "4-bit": ["64 \u2192 not found", "18 \u2192 20", "3 \u2192 4"],
         "16-bit": ["26 \u2192 28", "9 \u2192 10", "3 \u2192 4"],
-        "32-bit": ["none \u2192 1", "oom-kv", "oom-kv"],
+        "32-bit": ["none \u2192 1", "oom-weights", "oom-weights"],
     }
     unconfirmed = [place.unconfirmed for row in known.rows for place in row.places if place]
     assert unconfirmed == ["", "", "", "", "", "holds and breaks: not confirmed", "", "", ""]
@@ -104,7 +74,8 @@ def test_the_page_and_the_terminal_tell_the_same(along: Path, found: Result, tmp
 
 
 def test_a_run_that_ended_before_its_frontier_says_so(tmp_path: Path) -> None:
-    cells = [FakeCell(asked_cell("a", "chat"), rules=SearchRules(maximum=4), levels=1), cell("a", 256, 9.0)]
+    later = FakeCell(asked_cell("a", "prompt-256", frontier_prompt_tokens=256))
+    cells = [FakeCell(asked_cell("a", "chat"), rules=SearchRules(maximum=4), levels=1), later]
     known = frontier(result(read_run(build_run(tmp_path / "cut", cells))))
     assert known is not None
     assert known.picture is None
