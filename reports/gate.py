@@ -60,7 +60,8 @@ def word(cell: CellResult) -> GateWord:
     """The verdict; UNDECIDED where nothing was shown, neither that it holds nor that it breaks."""
     if cell.verdict.verdict != "REFUSED":
         return cell.verdict.verdict
-    return "REFUSED" if cell.incidents or broke_at(cell) is not None or _unstable(cell) else "UNDECIDED"
+    shown = cell.verdict.c_ok is not None or cell.incidents or broke_at(cell) is not None or _unstable(cell)
+    return "REFUSED" if shown else "UNDECIDED"
 
 
 def _unstable(cell: CellResult) -> bool:

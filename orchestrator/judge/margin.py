@@ -98,7 +98,7 @@ def cell_verdict(
         *level_gaps(levels, found, slo),
         *([] if lengths_forced or found.c_ok is None else [lengths_gap(levels, found.c_ok)]),
         *([] if signable else [CONSTANT]),
-        *(() if refusal else open_gaps(stop, rules, pending)),
+        *(() if refusal else open_gaps(levels, stop, rules, pending)),
         *recovery_gaps(stop),
         *(() if refusal else soak_gaps(soak, stop, asked=rules is not None and rules.soak_seconds is not None)),
     ]
