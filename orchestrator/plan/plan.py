@@ -143,6 +143,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         """
         allowed_s = self._allowed_seconds(cell)
         levels = cell.workload.levels or self._search_levels(self.ramp_of(cell.workload))
+        if self.ramp.recovery and self.is_searched(cell.workload):
+            levels = [*levels, self.ramp.start]
         shares = (0.15 + 0.45 * min(1.0, concurrency / self._middle()) for concurrency in levels)
         times = (self._level_seconds(c, share * allowed_s) for c, share in zip(levels, shares, strict=True))
         soak = self.soak_seconds(cell.workload) or 0.0
