@@ -75,6 +75,10 @@ class SearchRules(Record, frozen=True, kw_only=True):
     """Of a sentinel: one user, always the same list."""
     open_loop: OpenRules | None = None
     """The open-loop check that follows; None = none does."""
+    recovery: bool = False
+    """After a break a small level is measured again (`judge.recovery`)."""
+    soak_seconds: float | None = None
+    """Length of the soak at the end (`judge.soak`); None = there is none."""
 
     @classmethod
     def full(cls, *, precision: float, start: int, maximum: int, target: float, error_budget: float) -> SearchRules:
@@ -122,6 +126,9 @@ class Outcome(Record, frozen=True, kw_only=True):
     """... mean output of the measured requests."""
     e2e_s: float | None = None
     """Mean."""
+    drain_s: float | None = None
+    memory_bytes: int | None = None
+    """Peak."""
     in_flight_p95: float | None = None
     kv_use_p99: float | None = None
 
@@ -146,6 +153,8 @@ class Outcome(Record, frozen=True, kw_only=True):
             in_tokens=stats.mean_in_tokens,
             out_tokens=stats.mean_out_tokens,
             e2e_s=None if stats.e2e_ms.mean is None else stats.e2e_ms.mean / 1000,
+            drain_s=stats.drain_s,
+            memory_bytes=stats.memory_peak_bytes,
             in_flight_p95=stats.in_flight_p95,
             kv_use_p99=stats.kv_use_p99,
         )
@@ -189,6 +198,8 @@ class Measure(Record, frozen=True, kw_only=True):
     """Of an open level: `concurrency` is 0 then, and `replicate` counts the open levels of the cell."""
     min_seconds: float | None = None
     """Least length of the measured part; None = by the plan."""
+    lengths_of: int | None = None
+    """Replicate of this concurrency whose lengths are asked again; None = it has lengths of its own."""
 
     def asks_for(self, outcome: Outcome) -> bool:
         """Whether a measured level is this one."""
@@ -234,6 +245,43 @@ class OpenLoop(Record, frozen=True, kw_only=True):
     """The sentinel after the check had moved by more than 3 % from the first; None = not looked at."""
 
 
+class Recovery(Record, frozen=True, kw_only=True):
+    """What was seen after the break. Ratios are after / before, of a small level of the same requests."""
+
+    broke_at: int
+    """Users of the last level that did not hold."""
+    died: str | None = None
+    """Class of the death where the break ended the server, which was started anew then."""
+    drain_s: float | None = None
+    """From the last request that was sent at the break until nothing was under way."""
+    concurrency: int
+    """Users of the small level."""
+    known: bool = True
+    """Both measurements of the small level are VALID."""
+    tokens_ratio: float | None = None
+    """Of the output throughput."""
+    tpot_ratio: float | None = None
+    """Of the median TPOT."""
+    memory_before_bytes: int | None = None
+    """Peak of the small level before the break, ..."""
+    memory_broken_bytes: int | None = None
+    """... of the level that broke, ..."""
+    memory_after_bytes: int | None = None
+    """... and of the small level after it."""
+
+    @property
+    def slower(self) -> float | None:
+        """By what share it is slower than before, by the worse of its two ratios; negative = faster. None = unknown."""
+        times = [1 / self.tokens_ratio] if self.tokens_ratio else []
+        times += [self.tpot_ratio] if self.tpot_ratio else []
+        return max(times) - 1 if times and self.known else None
+
+    @property
+    def as_before(self) -> bool | None:
+        """Within 3 %."""
+        return None if self.slower is None else abs(math.log1p(self.slower)) <= DRIFT
+
+
 class Stop(Record, frozen=True, kw_only=True):
     """The search is over."""
 
@@ -252,6 +300,10 @@ class Stop(Record, frozen=True, kw_only=True):
     """The sentinels moved by more than 3 %, twice; None = not looked at."""
     open_loop: OpenLoop | None = None
     """None: there was none, or it did not come to its end."""
+    recovery: Recovery | None = None
+    """None: there was no break, or nothing was measured after it."""
+    soaked: Literal["PASS", "FAIL", "UNDECIDED", "INVALID"] | None = None
+    """Verdict of the soak; None = there was none, or it did not come to its end."""
 
 
 Step = Literal["held", "not held", "unknown"]
