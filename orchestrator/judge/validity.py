@@ -41,7 +41,10 @@ def client_lag(run: LevelRun, slo: Slo, rules: LevelRules) -> str | None:
     if not limits:
         return None
     allowed = rules.lag_share * min(limits)
-    lags = {"its loop lagged": run.health.loop_lag_ms_p99, "it sent late": run.health.send_lag_ms_p99}
+    health = run.health
+    lags = {"its loop lagged": health.loop_lag_ms_p99, "it sent late": health.send_lag_ms_p99}
+    if health.kernel_share <= 0.5 and health.read_backlog_ms_p99 is not None:  # the kernel's stamps do not mind
+        lags["it read late"] = health.read_backlog_ms_p99
     told = [f"{what} by {ms:.1f} ms" for what, ms in lags.items() if ms > allowed]
     if not told:
         return None

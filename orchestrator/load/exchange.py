@@ -100,7 +100,7 @@ class Exchange:
     def _look(self) -> None:
         """The parser takes the reads that were kept. Raises ProtocolError."""
         if self._kept.pieces:
-            pieces, at_ns, kernel = self._kept.take(self._poller.clock)
+            pieces, at_ns, kernel = self._poller.take(self._kept)
             self._last_ns = at_ns[-1]
             if not kernel:
                 self.parser.arrivals.kernel = False

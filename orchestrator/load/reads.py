@@ -9,13 +9,14 @@ may be its end, when it has kept `KEPT_READS`, or at each one as long as it aske
 from __future__ import annotations
 
 import asyncio
+import operator
 import select
 import socket
 from array import array
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from orchestrator.clock import now_ns
+from orchestrator.clock import NS_PER_MS, now_ns
 from orchestrator.load.stamps import CONTROL_BYTES, RealClock, Round, Stamp, arrivals
 
 KEPT_READS = 64
@@ -30,8 +31,10 @@ AT_ONCE = 256
 WAITS = array("q")
 """How long bytes had waited in their socket when they were read, ns: a sample, the last read of those looked at
 together. Without a kernel stamp, how long since the round began: its known part."""
-PAUSE_S = 0.001
-OFTEN_NS = 1_000_000
+PAUSE_GAPS, LONGEST_PAUSE_MS = 8, 2
+"""A pause between two rounds is this part of the gap between a stream's tokens, in whole ms, none below one."""
+TELLING_READS = 32
+"""So many reads that are looked at together tell the gap."""
 _CR = 13
 _READABLE = 1
 """EPOLLIN, and nothing else: no end, no error."""
@@ -67,17 +70,6 @@ class Kept:
         self.at_most = 1
         """It looks at its reads when there are so many."""
 
-    def take(self, clock: RealClock) -> tuple[list[bytes], Sequence[int], bool]:
-        """The bytes of each read, its arrival (ns of CLOCK_MONOTONIC), and whether the kernel stamped them all."""
-        clock.see(self.rounds[-1])
-        at_ns, kernel = arrivals(self.stamps, self.rounds)
-        WAITS.append(self.rounds[-1].seen_ns - (at_ns[-1] if kernel else self.rounds[-1].begun_ns))
-        pieces = self.pieces.copy()
-        self.pieces.clear()
-        self.stamps.clear()
-        self.rounds.clear()
-        return pieces, at_ns, kernel
-
     def read(self, size: int, reads: Round) -> int:
         """One read; its length. Raises as `socket.recvmsg` does."""
         piece, control, _, _ = self.recvmsg(size, CONTROL_BYTES)
@@ -91,12 +83,12 @@ class Kept:
 class Poller:
     """Reads every socket that it watches when bytes come, for the one whose response it is."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, clock: RealClock, *, may_pause: bool) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, clock: RealClock) -> None:
         self._loop = loop
-        self._may_pause = may_pause
         self._pause: asyncio.TimerHandle | None = None
-        self._round_ns = 0
-        self.clock = clock
+        self._gap_ns = 0
+        """Between the reads of a stream, as they were of late; 0 = not known."""
+        self._clock = clock
         self._kept: dict[int, Kept] = {}
         self._known: set[int] = set()
         self._epoll = select.epoll() if hasattr(select, "epoll") else None
@@ -134,32 +126,49 @@ class Poller:
             self._loop.remove_reader(self._epoll.fileno())
             self._epoll.close()
 
+    def take(self, kept: Kept) -> tuple[list[bytes], Sequence[int], bool]:
+        """The bytes of each read, its arrival (ns of CLOCK_MONOTONIC), and whether the kernel stamped them all."""
+        last = kept.rounds[-1]
+        self._clock.see(last)
+        at_ns, kernel = arrivals(kept.stamps, kept.rounds)
+        WAITS.append(last.seen_ns - (at_ns[-1] if kernel else last.begun_ns))
+        if kernel and len(at_ns) >= TELLING_READS:
+            gaps = sorted(map(operator.sub, at_ns[1:], at_ns))
+            self._gap_ns += (gaps[len(gaps) // 8] - self._gap_ns) // 8
+        pieces = kept.pieces.copy()
+        kept.pieces.clear()
+        kept.stamps.clear()
+        kept.rounds.clear()
+        return pieces, at_ns, kernel
+
     # --- a round ------------------------------------------------------------------------------------------------
 
     def _on_ready(self) -> None:
-        """Bytes came. Where they come often, the next look is `PAUSE_S` later and not at the next of them."""
+        """Bytes came. The next look is at the next bytes, or after a pause where tokens come slowly enough."""
         assert self._epoll is not None
-        before_ns = self._round_ns
         self._read_all(self._epoll.poll(0, AT_ONCE))
-        if self._may_pause and self._round_ns - before_ns < OFTEN_NS:
+        if self._gap_ns >= PAUSE_GAPS * NS_PER_MS:
             self._loop.remove_reader(self._epoll.fileno())
-            self._pause = self._loop.call_later(PAUSE_S, self._on_pause_over)
+            self._rest()
+
+    def _rest(self) -> None:
+        pause_ms = min(LONGEST_PAUSE_MS, self._gap_ns // (PAUSE_GAPS * NS_PER_MS))
+        self._pause = self._loop.call_later(pause_ms / 1000, self._on_pause_over)
 
     def _on_pause_over(self) -> None:
         assert self._epoll is not None
         ready = self._epoll.poll(0, AT_ONCE)
         if ready:
             self._read_all(ready)
-            delay_s = PAUSE_S if len(ready) < AT_ONCE else 0.0
-            self._pause = self._loop.call_later(delay_s, self._on_pause_over)
+        if len(ready) > 1 and self._gap_ns >= PAUSE_GAPS * NS_PER_MS:
+            self._rest()
         else:
             self._pause = None
             self._loop.add_reader(self._epoll.fileno(), self._on_ready)
 
     def _read_all(self, ready: list[tuple[int, int]]) -> None:
         """The hot path. Inlined: what is called here is called for every token of every stream."""
-        reads = self.clock.begin()
-        self._round_ns = reads.begun_ns
+        reads = self._clock.begin()
         kept_of = self._kept.get
         for descriptor, events in ready:
             kept = kept_of(descriptor)
@@ -188,7 +197,7 @@ class Poller:
                     continue
             drained = length < USUAL_BYTES and events == _READABLE
             self._read_on(descriptor, kept, reads, ended=not length, drained=drained)
-        self.clock.see(reads)
+        self._clock.see(reads)
 
     def _read_on(self, descriptor: int, kept: Kept, reads: Round, *, ended: bool, drained: bool) -> None:
         """Read the socket until it is empty, then let the reader look."""

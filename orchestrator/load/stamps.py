@@ -14,7 +14,6 @@ event was read before its successor came.
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import struct
 import sys
@@ -22,6 +21,7 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from orchestrator.clock import now_ns
 from orchestrator.host import SO_TIMESTAMPNS
@@ -112,13 +112,15 @@ class RealClock:
         return offset
 
 
-def arrivals(stamps: Sequence[Stamp], rounds: Sequence[Round]) -> tuple[Sequence[int], bool]:
+def arrivals(stamps: Sequence[Stamp], rounds: Sequence[Round]) -> tuple[list[int], bool]:
     """Arrival of each read, ns of CLOCK_MONOTONIC, and whether the kernel told them all."""
-    with contextlib.suppress(TypeError):  # a stamp that is no timespec, an offset that is not known
-        (first, *others), last = {reads.offset_ns for reads in rounds}, rounds[-1]
+    offsets = [reads.offset_ns for reads in rounds]
+    if None not in offsets and not any(isinstance(stamp, int) for stamp in stamps):
         timespecs = np.frombuffer(b"".join(stamps), np.int64)  # type: ignore[arg-type]
-        at_ns = timespecs[::2] * 1_000_000_000 + (timespecs[1::2] - first)  # type: ignore[operator]
-        if not others and last.set_ns <= at_ns.min() and at_ns.max() <= last.seen_ns:
+        steady = offsets.count(offsets[0]) == len(offsets)
+        moved: int | NDArray[np.int64] = offsets[0] if steady else np.array(offsets, np.int64)  # type: ignore[assignment]
+        at_ns = timespecs[::2] * 1_000_000_000 + (timespecs[1::2] - moved)
+        if rounds[-1].set_ns <= at_ns.min() and at_ns.max() <= rounds[-1].seen_ns:
             return at_ns.tolist(), True
     found = [reads.arrival(stamp) for stamp, reads in zip(stamps, rounds, strict=True)]
     return [at for at, _ in found], all(kernel for _, kernel in found)

@@ -127,7 +127,7 @@ class StampingTransport(httpx.AsyncBaseTransport):
     def _polling(self) -> Poller:
         """Of the loop that runs."""
         if self._poller is None:
-            self._poller = Poller(asyncio.get_running_loop(), RealClock(), may_pause=self._kernel_stamps)
+            self._poller = Poller(asyncio.get_running_loop(), RealClock())
         return self._poller
 
     # --- connections --------------------------------------------------------------------------------------------

@@ -13,8 +13,7 @@ import pytest
 from orchestrator.clock import now_ns
 from orchestrator.host import SO_TIMESTAMPNS
 from orchestrator.load import stamps
-from orchestrator.load.reads import LONG_BYTES, Kept
-from orchestrator.load.stamps import RealClock, StampsKept, clock_offset_ns, stamp_reads
+from orchestrator.load.stamps import CONTROL_BYTES, RealClock, StampsKept, arrivals, clock_offset_ns, stamp_reads
 
 NOW, OFFSET = 5_000_000_000, 1_700_000_000_000_000_000
 """Monotonic now, and real-time minus monotonic, in ns."""
@@ -50,31 +49,23 @@ class Stamped:
         return b"data", [(socket.SOL_SOCKET, SO_TIMESTAMPNS, stamp)], 0, None
 
 
-class Nobody:
-    """Does not look by itself."""
-
-    def on_reads(self) -> None: ...
-
-    def on_end(self) -> None: ...
-
-    def on_error(self, error: OSError) -> None: ...
-
-
 class Reading:
     """Reads of one socket, each in a round of its own."""
 
     def __init__(self, sock: Stamped | socket.socket) -> None:
-        self.kept, self.clock = Kept(sock.recvmsg, Nobody()), RealClock()
+        self.recvmsg, self.clock = sock.recvmsg, RealClock()
 
     def read(self) -> tuple[bytes, int, bool]:
         """What came, when, and whether the kernel says so."""
-        self.kept.read(LONG_BYTES, self.clock.begin())
-        (piece,), (arrival,), kernel = self.kept.take(self.clock)
+        reads = self.clock.begin()
+        piece, control, _, _ = self.recvmsg(1024, CONTROL_BYTES)
+        self.clock.see(reads)
+        (arrival,), kernel = arrivals([control[0][2]], [reads])
         return piece, arrival, kernel
 
 
-def reader(*arrivals: int) -> Reading:
-    return Reading(Stamped(*(arrival + OFFSET for arrival in arrivals)))
+def reader(*came: int) -> Reading:
+    return Reading(Stamped(*(at + OFFSET for at in came)))
 
 
 @pytest.fixture(autouse=True)
@@ -117,9 +108,9 @@ def test_a_clock_that_was_set_gives_no_stamp(monkeypatch: pytest.MonkeyPatch, st
 
 def test_a_slew_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     clocks = Clocks(monkeypatch)
-    arrivals = [NOW + n * 1_000_000_000 for n in range(1, 60)]
-    slewed = Reading(Stamped(*(at + OFFSET + n * 500_000 for n, at in enumerate(arrivals, 1))))
-    for n, at in enumerate(arrivals, 1):
+    came = [NOW + n * 1_000_000_000 for n in range(1, 60)]
+    slewed = Reading(Stamped(*(at + OFFSET + n * 500_000 for n, at in enumerate(came, 1))))
+    for n, at in enumerate(came, 1):
         clocks.mono, clocks.offset = at + 20_000, OFFSET + n * 500_000
         _, arrival, by_kernel = slewed.read()
         assert by_kernel
@@ -154,3 +145,21 @@ def test_over_loopback_an_arrival_lies_between_send_and_read() -> None:
                 assert data == b"x"
                 assert sent - stamps._WINDOW_NS <= arrival <= now_ns()
     kept.close()
+
+
+def test_reads_of_several_rounds_are_told_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once where all is as usual, one by one where a stamp is missing; the offset differs from round to round."""
+    clocks, clock = Clocks(monkeypatch), RealClock()
+    rounds, came = [], []
+    for _ in range(20):
+        clocks.mono += 20_000_000
+        clocks.offset += 2_000
+        came.append(clocks.mono - 1_000_000)
+        rounds.append(clock.begin())
+        clock.see(rounds[-1])
+    raw = [
+        struct.pack("@qq", *divmod(at + reads.offset_ns, 1_000_000_000)) for at, reads in zip(came, rounds, strict=True)
+    ]  # type: ignore[operator]
+    assert len({reads.offset_ns for reads in rounds}) == 20
+    assert arrivals(raw, rounds) == (came, True)
+    assert arrivals([*raw[:-1], NOW], rounds) == ([*came[:-1], NOW], False)
