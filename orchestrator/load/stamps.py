@@ -14,14 +14,13 @@ event was read before its successor came.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import sys
 import time
+from array import array
 from collections.abc import Sequence
-
-import numpy as np
-from numpy.typing import NDArray
 
 from orchestrator.clock import now_ns
 from orchestrator.host import SO_TIMESTAMPNS
@@ -114,14 +113,15 @@ class RealClock:
 
 def arrivals(stamps: Sequence[Stamp], rounds: Sequence[Round]) -> tuple[list[int], bool]:
     """Arrival of each read, ns of CLOCK_MONOTONIC, and whether the kernel told them all."""
-    offsets = [reads.offset_ns for reads in rounds]
-    if None not in offsets and not any(isinstance(stamp, int) for stamp in stamps):
-        timespecs = np.frombuffer(b"".join(stamps), np.int64)  # type: ignore[arg-type]
-        steady = offsets.count(offsets[0]) == len(offsets)
-        moved: int | NDArray[np.int64] = offsets[0] if steady else np.array(offsets, np.int64)  # type: ignore[assignment]
-        at_ns = timespecs[::2] * 1_000_000_000 + (timespecs[1::2] - moved)
-        if rounds[-1].set_ns <= at_ns.min() and at_ns.max() <= rounds[-1].seen_ns:
-            return at_ns.tolist(), True
+    last = rounds[-1]
+    with contextlib.suppress(TypeError):  # a stamp that is no timespec, an offset that is not known
+        times = array("q", b"".join(stamps))  # type: ignore[arg-type]
+        at_ns = [
+            s * 1_000_000_000 + ns - reads.offset_ns  # type: ignore[operator]
+            for s, ns, reads in zip(times[::2], times[1::2], rounds, strict=True)
+        ]
+        if last.set_ns <= min(at_ns) and max(at_ns) <= last.seen_ns:
+            return at_ns, True
     found = [reads.arrival(stamp) for stamp, reads in zip(stamps, rounds, strict=True)]
     return [at for at, _ in found], all(kernel for _, kernel in found)
 
