@@ -2,8 +2,12 @@
 
 One epoll for all connections of a transport, known to the event loop as one file that becomes readable: a turn of the
 loop reads every socket that is ready, with no handle, no context and no call of ours between two reads. It tells only
-of new bytes (edge-triggered), so a socket is read until it is empty. A response looks at its reads when one of them
-may be its end, when it has kept `KEPT_READS`, or at each one as long as it asked for that.
+of new bytes (edge-triggered), so a socket is read until it is empty. Waking up costs more than a read, and a stamp of
+the kernel does not mind a late one: where the tokens of a stream come slowly enough, a round is followed by a pause of
+a small part of the gap between them. A stream that is fast, or of which nothing is known yet, is read at once.
+
+A response looks at its reads when one of them may be its end, when it has kept `KEPT_READS`, or at each one as long as
+it asked for that.
 """
 
 from __future__ import annotations
@@ -143,25 +147,28 @@ class Poller:
 
     # --- a round ------------------------------------------------------------------------------------------------
 
+    @property
+    def pause_ms(self) -> int:
+        """Between two rounds; 0 = a round whenever bytes come."""
+        return min(LONGEST_PAUSE_MS, self._gap_ns // (PAUSE_GAPS * NS_PER_MS))
+
     def _on_ready(self) -> None:
-        """Bytes came. The next look is at the next bytes, or after a pause where tokens come slowly enough."""
         assert self._epoll is not None
         self._read_all(self._epoll.poll(0, AT_ONCE))
-        if self._gap_ns >= PAUSE_GAPS * NS_PER_MS:
+        if pause_ms := self.pause_ms:
             self._loop.remove_reader(self._epoll.fileno())
-            self._rest()
-
-    def _rest(self) -> None:
-        pause_ms = min(LONGEST_PAUSE_MS, self._gap_ns // (PAUSE_GAPS * NS_PER_MS))
-        self._pause = self._loop.call_later(pause_ms / 1000, self._on_pause_over)
+            self._pause = self._loop.call_later(pause_ms / 1000, self._on_pause_over)
 
     def _on_pause_over(self) -> None:
+        """Pauses go on as long as each lets several reads gather."""
         assert self._epoll is not None
         ready = self._epoll.poll(0, AT_ONCE)
         if ready:
             self._read_all(ready)
-        if len(ready) > 1 and self._gap_ns >= PAUSE_GAPS * NS_PER_MS:
-            self._rest()
+        pause_ms = self.pause_ms if len(ready) > 1 else 0
+        if pause_ms:
+            pause_s = 0.0 if len(ready) == AT_ONCE else pause_ms / 1000
+            self._pause = self._loop.call_later(pause_s, self._on_pause_over)
         else:
             self._pause = None
             self._loop.add_reader(self._epoll.fileno(), self._on_ready)
