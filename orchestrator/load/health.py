@@ -60,8 +60,7 @@ def rare_collections() -> Iterator[None]:
     """The garbage collector looks seldom, and only at what was made since: a look at all objects takes tens of
     milliseconds, in which nothing is sent or read. What is not part of a cycle is freed at once as ever."""
     before = gc.get_threshold()
-    gc.collect()
-    gc.freeze()
+    gc.freeze()  # with no collection before: that would be such a pause, in the level
     gc.set_threshold(*COLLECTOR)
     try:
         yield
