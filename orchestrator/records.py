@@ -199,6 +199,8 @@ class ClientHealth(Record, frozen=True, kw_only=True):
     wall_s: float
     kernel_share: float
     """Share of requests whose stamps come from the kernel."""
+    read_backlog_ms_p99: float | None = None
+    """How long bytes had waited in their socket when they were read; None = not told."""
     workers: int = 1
 
 
