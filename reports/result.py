@@ -16,7 +16,7 @@ from orchestrator.clock import NS_PER_S
 from orchestrator.errors import HostError, JournalError
 from orchestrator.journal import RunFiles, hash_files, sha256
 from orchestrator.judge.level import judge_level
-from orchestrator.judge.margin import CellVerdict, cell_verdict
+from orchestrator.judge.margin import CellVerdict, Shrunk, cell_verdict
 from orchestrator.judge.search import Outcome, SearchRules, Stop, next_step
 from orchestrator.metrics import Series, level_stats, measured_records, output_arrivals, steady_window
 from orchestrator.records import (
@@ -137,6 +137,13 @@ class CellResult(msgspec.Struct, frozen=True, kw_only=True):
     timeline: Timeline
     traffic: Traffic
     incidents: tuple[Incident, ...]
+    shrunk_to: int | None = None
+    """Context that it was served with, tokens, where that is less than was asked."""
+
+    @property
+    def cut_to(self) -> int | None:
+        """`shrunk_to`, if some requests were longer: then it was asked less than the plan says, and than others."""
+        return self.shrunk_to if any(level.stats.clamped for level in self.levels) else None
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -250,7 +257,15 @@ def _verdict(cell: Cell, stop: Stop | None, slo: Slo) -> CellVerdict:
         slo,
         lengths_forced=cell.asked.lengths_forced,
         failure=cell.finished.failure if cell.finished else None,
+        shrunk=_shrunk(cell),
     )
+
+
+def _shrunk(cell: Cell) -> Shrunk | None:
+    """The context that was served, where it is less than the plan asked."""
+    asked, server = cell.asked.context_tokens, cell.server
+    served = server.context_tokens if server is not None else None
+    return Shrunk(asked, served) if served is not None and (asked is None or served < asked) else None
 
 
 # --- memory -----------------------------------------------------------------------------------------------------
@@ -399,6 +414,7 @@ def _cell(cell: Cell, slo: Slo, host: Mapping[str, object], lessons: dict[str, L
     except JournalError as error:
         stop, search = None, str(error)
     life = _ledger(cell, watched, levels)
+    shrunk = _shrunk(cell)
     bill = reconcile(cell.asked.predicted, cell.asked.unpredicted, cell.server, life, lessons)
     if bill.key and (lesson := lesson_of(bill)):
         lessons.setdefault(bill.key, lesson)
@@ -418,6 +434,7 @@ def _cell(cell: Cell, slo: Slo, host: Mapping[str, object], lessons: dict[str, L
         timeline=timeline,
         traffic=traffic(counted, cell.asked),
         incidents=tuple(_incidents(cell)),
+        shrunk_to=shrunk.served if shrunk is not None else None,
     )
 
 

@@ -260,6 +260,7 @@ class Vllm(DataSheet):
     versions = ("0.6.6", "0.33.0")
     default_image = "vllm/vllm-openai:v0.33.0"
     default_command = ("vllm",)
+    tells_what_fits = True
     readiness = Readiness(version_path="/version")
     capabilities = Capabilities(
         token_ids=True,

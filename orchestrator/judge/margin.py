@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from orchestrator.judge.bounds import error_bounds
 from orchestrator.judge.cause import Cause, JudgedLevel, cause_of_break, cause_of_failure
@@ -25,6 +25,18 @@ NOT_DONE = (
     "The expected traffic was not replayed, so its bursts are not covered.",
 )
 """Steps that signing needs and this version does not take."""
+
+
+class Shrunk(NamedTuple):
+    """A start with less context than was asked, tokens."""
+
+    asked: int | None
+    """None: the model's own."""
+    served: int
+
+    @property
+    def asked_words(self) -> str:
+        return "model's own context" if self.asked is None else f"{self.asked:,} that were asked"
 
 
 class CellVerdict(Record, frozen=True, kw_only=True):
@@ -57,10 +69,12 @@ def cell_verdict(
     *,
     lengths_forced: bool,
     failure: ServerFailure | None,
+    shrunk: Shrunk | None = None,
 ) -> CellVerdict:
     """The verdict of a cell from its levels in the order of measuring.
 
-    `stop` is None where the search did not come to its end; `failure` is why the server did not come up (again).
+    `stop` is None where the search did not come to its end; `failure` is why the server did not come up (again);
+    `shrunk` where it came up with less context than was asked.
     """
     outcomes = [_outcome(level) for level in levels]
     found = bracket(outcomes) if stop is None else Bracket(stop.c_ok, stop.c_bad, stop.monotone)
@@ -75,7 +89,10 @@ def cell_verdict(
         sentence = f"The server broke in one run at {unstable} users and not in another: it cannot be relied on."
     else:
         verdict, sentence = "PROVISIONAL", _sentence(levels, found.c_ok, found.c_bad, slo, first_failing)
+    if shrunk is not None and outcomes:
+        sentence = f"{sentence} This is at a context of {shrunk.served:,} tokens, not the {shrunk.asked_words}."
     missing = [
+        *([] if shrunk is None else [_shrunk(shrunk, levels)]),
         *_search_gaps(found, stop, failure, unstable),
         *_level_gaps(levels, found, slo),
         *([] if lengths_forced or found.c_ok is None else [_lengths(levels, found.c_ok)]),
@@ -206,6 +223,14 @@ def _unproven_errors(levels: Sequence[JudgedLevel], c_ok: int, slo: Slo) -> str 
     if not 0 < slo.error_budget < 1 or failed:
         return f"{told}."
     return f"{told}: that takes {math.ceil(math.log(alpha) / math.log1p(-slo.error_budget)):,} without a failure."
+
+
+def _shrunk(shrunk: Shrunk, levels: Sequence[JudgedLevel]) -> str:
+    cut, offered = sum(stats.clamped for _, stats, _ in levels), sum(stats.offered for _, stats, _ in levels)
+    told = f"There was no room for the {shrunk.asked_words}, so the context served is {shrunk.served:,} tokens"
+    if not cut:
+        return f"{told}; no request was longer than that."
+    return f"{told}, and {cut:,} of {offered:,} requests were cut to it: this cell asks for less than the plan."
 
 
 def _lengths(levels: Sequence[JudgedLevel], c_ok: int) -> str:

@@ -212,6 +212,7 @@ async def _prepare(
         env=dict(spec.env),
         secret_env=spec.secret_env,
         image=plan.image,
+        context_tokens=order.deployment.context_tokens,
         image_digest=image.digest,
     )
     return plan, record

@@ -240,6 +240,7 @@ async def open_process(order: Order) -> AsyncIterator[Server]:
         argv=planned.spec.argv,
         env=dict(planned.spec.env),
         secret_env=planned.spec.secret_env,
+        context_tokens=order.deployment.context_tokens,
     )
     order.on_starting(record)
     async with guarded(order) as guard, _running(order, planned, record, guard) as server:
