@@ -48,7 +48,7 @@ _PULL = (
         "Write it as registry/repository:tag, in lower case.",
     ),
     Refusal(
-        r"^(?:(?:failed to copy: |httpReadSeeker: |read tcp ).{0,200})?(?:unexpected EOF|read: connection reset by peer)$",
+        r"^(?:(?:failed to copy: |httpReadSeeker: |read tcp ).{0,200})?(?:unexpected EOF|connection reset by peer)",
         "The registry broke off while it sent the image {image}.",
         "Run again: the layers that came whole are kept.",
     ),
