@@ -222,7 +222,8 @@ class Campaign:
                 await life.is_ready(server)
                 self.journal.commit(ServerReady(at_ns=now_ns(), cell=cell.id, attempt=attempt, server=server.record))
                 self.progress.server_ready(server.record)
-                self._warn_once(cell, server.record.facts.get("version_note"))
+                for name in ("version_note", "path_note"):
+                    self._warn_once(cell, server.record.facts.get(name))
                 async with Bench.on(server, stack, self.plan, cell, self.journal, attempt, self.progress) as bench:
                     note, failure = await self._climb(bench, cell, attempt, server, deadline_ns)
                 if failure is None:
@@ -236,7 +237,7 @@ class Campaign:
         return note
 
     def _warn_once(self, cell: Cell, note: str | float | None) -> None:
-        """Of a release that is not known, and not of every server of it."""
+        """Of a release that is not known, or of another kernel than was asked for; not of every server of it."""
         if isinstance(note, str) and note not in self._warned:
             self._warned.add(note)
             self.progress.note(f"{cell.id}: {note}")

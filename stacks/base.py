@@ -258,6 +258,10 @@ class Stack(ABC):
         """A warning if a release lies outside of those that are known, so that its lines and metrics may be unknown."""
         return None
 
+    def path_note(self, deployment: Deployment, facts: Mapping[str, float | str]) -> str | None:
+        """A sentence if the log's facts show another way of computing than the settings ask for."""
+        return None
+
     def notes(self, deployment: Deployment) -> list[str]:
         """Sentences for the report: what this combination cannot show, which traps were defeated."""
         return []

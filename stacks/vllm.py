@@ -359,6 +359,15 @@ class Vllm(DataSheet):
                 values["kv_tokens"] = pool["blocks"] * pool["block_tokens"]
         return values
 
+    def path_note(self, deployment: Deployment, facts: Mapping[str, float | str]) -> str | None:
+        if "weight_only_fallback" not in facts:
+            return None
+        asked = deployment.quantization or "the checkpoint's format"
+        return (
+            f"It computes in 16 bit though {asked} was asked for, for this card has no such arithmetic: the weights "
+            "are smaller, and prefill is no faster (the log: weight-only kernel)."
+        )
+
     def notes(self, deployment: Deployment) -> list[str]:
         found = super().notes(deployment)
         if deployment.quantization in EXPERTS_ONLY:

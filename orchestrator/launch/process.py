@@ -147,7 +147,7 @@ class ProcessServer(Server):
             if error.failure_class == PORT_TAKEN:
                 raise self._port_taken() from error
             raise
-        self.record = completed(self.record, ready, self._order.stack, self._log.lines())
+        self.record = completed(self.record, ready, self._order.stack, self._order.deployment, self._log.lines())
 
     async def stop(self) -> None:
         """End the whole tree. Raises HostError if the kernel holds a part of it."""
