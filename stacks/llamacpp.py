@@ -52,6 +52,9 @@ FACTS = (
     ),
 )
 _BUILD = re.compile(r"build(?:_info)?:? (?P<build>b?\d+ ?[-(]\w+)")
+_BUILD_NUMBER = re.compile(r"b?(\d{3,})(?=\D|$)")
+NEWEST_BUILD = 11549
+"""The newest build whose lines and metrics were read."""
 _CONTEXT = re.compile(r"constructing llama_context")
 _WEIGHTS = re.compile(r"load_tensors:\s+(?P<part>\S+)(?: model)? buffer size =\s*(?P<mib>[\d.]+) MiB")
 _KV_BUFFER = re.compile(r":\s+(?P<part>\S+) KV buffer size =\s*(?P<mib>[\d.]+) MiB")
@@ -254,6 +257,16 @@ class LlamaCpp(DataSheet):
         return command_words(flags, deployment.args)
 
     # --- what it says -------------------------------------------------------------------------------------------
+
+    def version_note(self, version: str | None) -> str | None:
+        """Builds are numbered one after another, several a day, so only those after the known ones are unknown."""
+        found = _BUILD_NUMBER.match(version or "")
+        if found is None or int(found[1]) <= NEWEST_BUILD:
+            return None
+        return (
+            f"{self.title} build {found[1]} is newer than what is known (up to {NEWEST_BUILD}): "
+            "a log line or a metric that it has renamed is shown as not reported."
+        )
 
     def log_facts(self, lines: Sequence[str]) -> dict[str, float | str]:
         builds = [found["build"] for line in lines if (found := _BUILD.search(line))]

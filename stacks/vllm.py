@@ -310,7 +310,7 @@ class Vllm(DataSheet):
         return [Setting("kv_cache_bytes", "vLLM has --kv-cache-memory-bytes from 0.10.2 on.", remedy)]
 
     def arguments(self, deployment: Deployment, host: str, port: int) -> tuple[str, ...]:
-        tokens, block_tokens = deployment.kv_cache_tokens, _block_tokens(deployment)
+        tokens, block_tokens = deployment.kv_cache_tokens, block_tokens_of(deployment)
         number = self.release(deployment)
         deprecated = deployment.quantization in DEPRECATED and (number is None or number >= _DEPRECATED_SINCE)
         flags = [
@@ -379,8 +379,8 @@ class Vllm(DataSheet):
         return found
 
 
-def _block_tokens(deployment: Deployment) -> int:
-    """The plan's own block size, where its arguments give one."""
+def block_tokens_of(deployment: Deployment) -> int:
+    """Tokens of a block of a pool that is sized in tokens: the plan's own, where its arguments give one."""
     words = [part for word in deployment.args for part in word.split("=", 1)]
     given = words[words.index("--block-size") + 1 :][:1] if "--block-size" in words else []
     return int(given[0]) if given and given[0].isdigit() and int(given[0]) else BLOCK_TOKENS
