@@ -364,6 +364,8 @@ class ServerRecord(Record, frozen=True, kw_only=True):
     env: dict[str, str] = {}
     secret_env: tuple[str, ...] = ()
     """Names only."""
+    context_tokens: int | None = None
+    """Longest request that it was told to serve; less than the plan's where the start was shrunk."""
     pid: int | None = None
     pid_started: float | None = None
     """Start time of the pid as the kernel tells it (psutil create_time, s since the epoch): pids are reused."""
@@ -388,6 +390,8 @@ class ServerFailure(Record, frozen=True, kw_only=True):
     evidence: tuple[str, ...] = ()
     exit_code: int | None = None
     oom_killed: bool | None = None
+    fits_tokens: int | None = None
+    """The context that the server says would fit."""
 
 
 # --- what was predicted ------------------------------------------------------------------------------------------

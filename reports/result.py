@@ -15,6 +15,7 @@ import msgspec
 from orchestrator.clock import NS_PER_S
 from orchestrator.errors import HostError, JournalError
 from orchestrator.journal import RunFiles, hash_files, sha256
+from orchestrator.judge.gaps import Shrunk
 from orchestrator.judge.level import judge_level
 from orchestrator.judge.margin import CellVerdict, cell_verdict
 from orchestrator.judge.search import Measure, Outcome, Progress, SearchRules, progress
@@ -148,6 +149,13 @@ class CellResult(msgspec.Struct, frozen=True, kw_only=True):
     timeline: Timeline
     traffic: Traffic
     incidents: tuple[Incident, ...]
+    shrunk_to: int | None = None
+    """Context that it was served with, tokens, where that is less than was asked."""
+
+    @property
+    def cut_to(self) -> int | None:
+        """`shrunk_to`, if some requests were longer: then it was asked less than the plan says, and than others."""
+        return self.shrunk_to if any(level.stats.clamped for level in self.levels) else None
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -268,6 +276,7 @@ def _verdict(cell: Cell, come: Progress | None, slo: Slo, demand: Demand, soak: 
         demand=demand,
         signable=cell.asked.signable,
         soak=soak,
+        shrunk=_shrunk(cell),
     )
 
 
@@ -275,6 +284,13 @@ def _soak(levels: Sequence[LevelResult]) -> Soak | None:
     """What the last valid soak showed."""
     found = [level for level in levels if level.soak is not None and level.verdict.valid]
     return max(found, key=lambda level: level.level).soak if found else None
+
+
+def _shrunk(cell: Cell) -> Shrunk | None:
+    """The context that was served, where it is less than the plan asked."""
+    asked, server = cell.asked.context_tokens, cell.server
+    served = server.context_tokens if server is not None else None
+    return Shrunk(asked, served) if served is not None and (asked is None or served < asked) else None
 
 
 # --- memory -----------------------------------------------------------------------------------------------------
@@ -427,6 +443,7 @@ def _cell(cell: Cell, asked: Asked, host: Mapping[str, object], lessons: dict[st
     except JournalError as error:
         come, search = None, str(error)
     life = _ledger(cell, watched, levels)
+    shrunk = _shrunk(cell)
     bill = reconcile(cell.asked.predicted, cell.asked.unpredicted, cell.server, life, lessons)
     if bill.key and (lesson := lesson_of(bill)):
         lessons.setdefault(bill.key, lesson)
@@ -447,6 +464,7 @@ def _cell(cell: Cell, asked: Asked, host: Mapping[str, object], lessons: dict[st
         timeline=timeline,
         traffic=traffic(counted, cell.asked),
         incidents=tuple(_incidents(cell)),
+        shrunk_to=shrunk.served if shrunk is not None else None,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from orchestrator.judge.bounds import error_bounds
 from orchestrator.judge.cause import JudgedLevel
@@ -22,6 +23,18 @@ NO_TRAFFIC = (
     "Nothing is known of the traffic that is expected, so its bursts are not covered: name it in the plan "
     "([open_loop] trace or arrivals)."
 )
+
+
+class Shrunk(NamedTuple):
+    """A start with less context than was asked, tokens."""
+
+    asked: int | None
+    """None: the model's own."""
+    served: int
+
+    @property
+    def asked_words(self) -> str:
+        return "model's own context" if self.asked is None else f"{self.asked:,} that were asked"
 
 
 def search_gaps(
@@ -137,3 +150,11 @@ def _replay_gaps(check: OpenLoop, *, known: bool) -> Iterator[str]:
             f"It fits, but barely: {check.kv_use_p99:.0%} of the KV pool were in use while the expected traffic was "
             f"replayed (p99), and {KV_HEADROOM:.0%} are the most that may be signed."
         )
+
+
+def shrunk_gap(shrunk: Shrunk, levels: Sequence[JudgedLevel]) -> str:
+    cut, offered = sum(stats.clamped for _, stats, _ in levels), sum(stats.offered for _, stats, _ in levels)
+    told = f"There was no room for the {shrunk.asked_words}, so the context served is {shrunk.served:,} tokens"
+    if not cut:
+        return f"{told}; no request was longer than that."
+    return f"{told}, and {cut:,} of {offered:,} requests were cut to it: this cell asks for less than the plan."

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from orchestrator.judge.cause import Cause, JudgedLevel, cause_of_break, cause_of_failure
-from orchestrator.judge.gaps import CONSTANT, lengths_gap, level_gaps, open_gaps, search_gaps
+from orchestrator.judge.gaps import CONSTANT, Shrunk, lengths_gap, level_gaps, open_gaps, search_gaps, shrunk_gap
 from orchestrator.judge.recovery import recovery_gaps, recovery_sentence
 from orchestrator.judge.soak import Soak, soak_gaps, soak_sentence
 from orchestrator.judge.steps import (
@@ -77,12 +77,13 @@ def cell_verdict(
     demand: Demand | None = None,
     signable: bool = True,
     soak: Soak | None = None,
+    shrunk: Shrunk | None = None,
 ) -> CellVerdict:
     """The verdict of a cell from its levels in the order of measuring.
 
     `stop` is how the search and the phases after it ended, as far as they did; None where the search did not come to
     its end. `pending` is the step before which the run ended. `failure` is why the server did not come up (again).
-    `soak` is what the records of the soak show.
+    `soak` is what the records of the soak show; `shrunk` where it came up with less context than was asked.
     """
     outcomes = [_outcome(level) for level in levels]
     found = bracket(outcomes) if stop is None else Bracket(stop.c_ok, stop.c_bad, stop.monotone)
@@ -94,6 +95,7 @@ def cell_verdict(
     c_sign = _c_sign(found.c_ok, unstable, check)
     refusal = _refusal(found, stop, failure, outcomes, unstable) or _unmet(demand or Demand(), c_sign, check)
     missing = [
+        *([] if shrunk is None else [shrunk_gap(shrunk, levels)]),
         *search_gaps(found, stop, failure, unstable),
         *level_gaps(levels, found, slo),
         *([] if lengths_forced or found.c_ok is None else [lengths_gap(levels, found.c_ok)]),
@@ -104,6 +106,8 @@ def cell_verdict(
     ]
     recovery = None if stop is None else stop.recovery
     sentence = refusal or _sentence(levels, found, slo, first_failing, fixed=bool(rules and rules.levels))
+    if shrunk is not None and outcomes:
+        sentence = f"{sentence} This is at a context of {shrunk.served:,} tokens, not the {shrunk.asked_words}."
     return CellVerdict(
         verdict="REFUSED" if refusal else "PROVISIONAL" if missing else "SIGNED",
         c_ok=found.c_ok,

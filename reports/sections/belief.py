@@ -57,8 +57,12 @@ class Sureness(NamedTuple):
     loop_lag_ms: float
 
 
+_NOTES = ("version_note", "path_note")
+"""Facts of a server that a reader must know: its release is not known, or it computes otherwise than was asked."""
+
+
 class Remark(NamedTuple):
-    """Something that was said of one level."""
+    """Something that was said of one level, or of a server."""
 
     where: str
     what: str
@@ -144,9 +148,12 @@ def _in_flight(level: LevelResult) -> float | None:
 
 
 def remarks(result: Result) -> tuple[Remark, ...]:
-    """Why levels are invalid, what is flagged, and verdicts that the raw records do not give again."""
+    """What a server's log warns of, why levels are invalid, what is flagged, and verdicts that the raw records do not
+    give again."""
     found = []
     for cell in result.cells:
+        notes = [server.facts[name] for server in cell.servers for name in _NOTES if name in server.facts]
+        found += [Remark(f"{cell.asked.deployment}, {cell.asked.workload}", str(note)) for note in dict.fromkeys(notes)]
         for level in (*cell.levels, *cell.checks):
             where = f"{cell.asked.deployment}, {cell.asked.workload}, {_place(level)}"
             found += [Remark(where, f"INVALID: {reason}") for reason in level.verdict.invalid]

@@ -7,7 +7,7 @@ import pytest
 from fakes.levels import answered, closed_loop, run_of
 
 from orchestrator.judge.cause import JudgedLevel, cause_of_break
-from orchestrator.judge.gaps import NO_OPEN_LOOP, NO_REPLAY, NO_SENTINEL, NO_TRAFFIC
+from orchestrator.judge.gaps import NO_OPEN_LOOP, NO_REPLAY, NO_SENTINEL, NO_TRAFFIC, Shrunk
 from orchestrator.judge.level import judge_level
 from orchestrator.judge.margin import CellVerdict, cell_verdict, reading
 from orchestrator.judge.search import Measure, Outcome, SearchRules, Stop, next_step
@@ -102,6 +102,18 @@ def verdict_of(
     levels: list[JudgedLevel], stop: Stop | None, *, forced: bool = True, failure: ServerFailure | None = None
 ) -> CellVerdict:
     return cell_verdict(levels, stop, SLO, lengths_forced=forced, failure=failure)
+
+
+def test_a_shrunk_context_is_in_the_sentence_and_what_was_cut_is_counted() -> None:
+    stats = msgspec.structs.replace(stats_of(100), clamped=30)
+    found = cell_verdict(
+        [level(22, stats=stats)], None, SLO, lengths_forced=True, failure=None, shrunk=Shrunk(16384, 9000)
+    )
+    assert "30 of 100 requests were cut to it" in found.missing[0]
+    assert found.sentence.endswith("This is at a context of 9,000 tokens, not the 16,384 that were asked.")
+    found = cell_verdict([level(22)], None, SLO, lengths_forced=True, failure=None, shrunk=Shrunk(None, 9000))
+    assert "no request was longer" in found.missing[0]
+    assert "not the model's own context" in found.sentence
 
 
 WHOLE = [level(16), level(32, "FAIL"), level(24, "FAIL"), level(22), level(22, "PASS", "confirm"), level(24, "FAIL")]
