@@ -129,7 +129,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             "ramp": self.ramp_of(workload),
         }
         if self.is_checked(workload):
+            traffic = self.expected.get(workload.name)
             document["open_loop"] = self.open_loop
+            document["expected"] = "" if traffic is None else traffic.sha256()
         if (soak := self.soak_seconds(workload)) is not None:
             document["soak_seconds"] = soak
         return hashlib.sha256(msgspec.json.encode(document, order="sorted")).hexdigest()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from orchestrator.clock import NS_PER_S
+from orchestrator.judge.level import judge_level
 from orchestrator.metrics import level_stats, measured_records
 from orchestrator.records import LevelSpec, Request, RequestRecord, Slo
 from stacks.simulated.engine import POLICIES, Engine, EngineLimits
@@ -112,3 +113,19 @@ def test_a_level_that_is_cut_waits_for_nothing() -> None:
     assert {r.failure.kind for r in level.records if r.failure} == {"cancelled"}
     assert len(measured_records(level.records)) < 100
     assert on.idle
+
+
+@pytest.mark.parametrize(("load", "s7"), [(0.7, "PASS"), (1.15, "FAIL")])
+def test_a_queue_that_grows_without_end_is_seen(load: float, s7: str) -> None:
+    """S7, by a server that takes one request after another; limits so wide that S1 sees nothing of it."""
+    rate = load / alone_s()
+    due = schedule(poisson(rate, 11), seconds=900)
+    level = run_virtual_open(engine(sequences=1), spec(rate, len(due) * 8 // 10 // 10 * 10), due, requests())
+    slo = Slo(ttft_ms=1e9, tpot_ms=1e9)
+    stats = level_stats(level.run, level.records, level.samples, slo)
+    verdict = judge_level(level.run, stats, level.records, level.samples, slo)
+    criterion = {c.id: c for c in verdict.criteria}
+    assert (verdict.valid, criterion["S1"].verdict, criterion["S7"].verdict) == (True, "PASS", s7)
+    assert verdict.verdict == s7
+    assert "S5" not in criterion
+    assert (criterion["S7"].value or 0) == pytest.approx(1 / max(1.0, load), abs=0.03)
