@@ -24,7 +24,7 @@ from workloads.workload import Arrivals
 
 def search_rules(plan: Plan, cell: Cell) -> SearchRules:
     """The search of a cell, from the plan alone."""
-    ramp = plan.ramp
+    ramp = plan.ramp_of(cell.workload)
     if ramp.method == "full" and not cell.workload.levels:
         rules = SearchRules.full(
             precision=ramp.precision,
@@ -33,8 +33,8 @@ def search_rules(plan: Plan, cell: Cell) -> SearchRules:
             target=plan.slo.attainment,
             error_budget=plan.slo.error_budget,
         )
-        return msgspec.structs.replace(rules, open_loop=open_rules(plan, cell))
-    return SearchRules(
+        return _followed(rules, plan, cell)
+    rules = SearchRules(
         start=ramp.start,
         maximum=ramp.max,
         factor=ramp.factor,
@@ -43,7 +43,17 @@ def search_rules(plan: Plan, cell: Cell) -> SearchRules:
         levels=cell.workload.levels,
         target=plan.slo.attainment,
         error_budget=plan.slo.error_budget,
+    )
+    return _followed(rules, plan, cell)
+
+
+def _followed(rules: SearchRules, plan: Plan, cell: Cell) -> SearchRules:
+    """The search with what follows it."""
+    return msgspec.structs.replace(
+        rules,
         open_loop=open_rules(plan, cell),
+        recovery=plan.ramp.recovery and plan.is_searched(cell.workload),
+        soak_seconds=plan.soak_seconds(cell.workload),
     )
 
 
@@ -91,7 +101,7 @@ def level_spec(step: Measure, ramp: Ramp, seed: int, expected_s: float) -> Level
         seed=seed,
         requests=step.looks[-1] if step.looks else own,
         min_seconds=least_seconds,
-        max_seconds=ramp.max_seconds,
+        max_seconds=ramp.max_seconds + (step.min_seconds or 0.0),
         ramp_seconds=0.0 if concurrency == 1 else ramp_seconds,
         warmup_generations=ramp.warmup_generations,
         warmup_seconds=min(2 * expected_s, ramp.max_seconds / 4),
@@ -206,6 +216,7 @@ def _cell(plan: Plan, cell: Cell, gpus: Sequence[GpuInfo]) -> AskedCell:
         workload_source=workload.source,
         mean_prompt_tokens=lengths.prompt_mean,
         mean_output_tokens=lengths.output_mean,
+        frontier_prompt_tokens=plan.frontier_prompt_tokens(cell.workload),
         lengths_forced=stack.wire(deployment).forces_length,
         signable=workload.signable,
         search=msgspec.to_builtins(search_rules(plan, cell)),

@@ -45,7 +45,7 @@ OnRecord = Callable[[RequestRecord], None]
 
 _SETTLE_S = 30.0
 _DEATH_GRACE_S = 5.0
-_WHOLE = ("sentinel", "prefill")
+_WHOLE = ("sentinel", "prefill", "recovery", "soak")
 """Levels whose SLO is not asked for: they are not ended early."""
 _CALIBRATION_TOKENS = (64, 256)
 
@@ -125,8 +125,15 @@ class Bench:
         """
         if step.rate_per_s is not None:
             return open_spec(step, self._plan, self._cell)
-        seed = level_seed(self._plan.seed, self._cell.workload.name, step.concurrency, "level", step.replicate)
-        return level_spec(step, self._plan.ramp, seed, self._expected_e2e_s(step.concurrency))
+        spec = level_spec(
+            step, self._plan.ramp, self._seed(step, step.replicate), self._expected_e2e_s(step.concurrency)
+        )
+        if step.lengths_of is None:
+            return spec
+        return msgspec.structs.replace(spec, lengths_seed=self._seed(step, step.lengths_of))
+
+    def _seed(self, step: Measure, replicate: int) -> int:
+        return level_seed(self._plan.seed, self._cell.workload.name, step.concurrency, "level", replicate)
 
     def expected_seconds(self, spec: LevelSpec) -> float:
         """How long a level will take, for the display."""
@@ -236,15 +243,15 @@ class Bench:
         workload = self._plan.workload(self._cell)
         context = self._cell.workload.context_tokens
         # A sentinel asks the same lengths each time, of prompts that no cache has seen.
-        sentinel = spec.purpose == "sentinel"
+        known = self._plan.seed if spec.purpose == "sentinel" else spec.lengths_seed
         for number in itertools.count():
-            base = self._plan.seed if sentinel else spec.seed
+            base = spec.seed if known is None else known
             seed = level_seed(base, self._cell.workload.name, spec.concurrency, part, number)
             for request in workload.draw(seed, spec.requests, context):
                 if spec.purpose == "prefill":
                     yield msgspec.structs.replace(request, output_tokens=1)
                 else:
-                    yield _reseeded(request, spec.seed) if sentinel else request
+                    yield request if known is None else _reseeded(request, spec.seed)
 
     async def _hard_break(self, records: list[RequestRecord], died: asyncio.Task[ServerFailure]) -> str | None:
         """Class of the server's death, if it died; refused or reset connections get it a moment to be noticed."""

@@ -455,6 +455,7 @@ def level_stats(run: LevelRun, records: Sequence[RequestRecord], samples: Sequen
         kv_use_p99=_kv_p99(samples, window) if from_due else None,
         in_flight_p95=in_flight_quantile(records, window, 0.95) if window and from_due else None,
         cached_tokens=_total([r.cached_tokens for r in measured if r.cached_tokens is not None]),
+        drain_s=_drain_s(run, records, samples),
         drained_late=_drained_late(run, measured),
         memory_peak_bytes=memory[0] if memory else None,
         memory_source=memory[1] if memory else None,
@@ -476,6 +477,18 @@ def _use_at_target(measured: Sequence[RequestRecord], slo: Slo, *, from_due: boo
         return None
     used = sorted(slo_use(r, slo, from_due=from_due) for r in measured)
     return _finite(percentile(used, max(1, round(10_000 * slo.attainment))))
+
+
+def _drain_s(run: LevelRun, records: Sequence[RequestRecord], samples: Sequence[Sample]) -> float | None:
+    """None where nothing was sent."""
+    if not records:
+        return None
+    busy = [
+        s.at_ns
+        for s in samples
+        if s.source == "engine" and s.values.get("running", 0.0) + s.values.get("waiting", 0.0) > 0
+    ]
+    return seconds(max([run.ended_ns, *busy[-1:]]) - max(r.sent_ns for r in records))
 
 
 def _drained_late(run: LevelRun, measured: Sequence[RequestRecord]) -> int:

@@ -138,6 +138,8 @@ Purpose = Literal[
     "rate",
     "confirm-rate",
     "replay",
+    "recovery",
+    "soak",
 ]
 
 
@@ -164,6 +166,8 @@ class LevelSpec(Record, frozen=True, kw_only=True):
     """Unmeasured requests keep the load up for at most this long after the last measured issue."""
     deadline_seconds: float
     """A request unfinished this long after it was sent has failed (timeout)."""
+    lengths_seed: int | None = None
+    """Seed of the lengths where they are those of an earlier level; the prompts are its own all the same."""
     think_seconds: float = 0.0
     """A user's pause between an answer and its next request."""
     rate_per_s: float | None = None
@@ -195,6 +199,8 @@ class ClientHealth(Record, frozen=True, kw_only=True):
     wall_s: float
     kernel_share: float
     """Share of requests whose stamps come from the kernel."""
+    read_backlog_ms_p99: float | None = None
+    """How long bytes had waited in their socket when they were read; None = not told."""
     workers: int = 1
 
 
@@ -258,6 +264,8 @@ class LevelStats(Record, frozen=True, kw_only=True):
     mean_out_tokens: float | None
     clamped: int = 0
     cached_tokens: int | None = None
+    drain_s: float | None = None
+    """From the last request that was sent, of any phase, until nothing was under way by the engine's own count too."""
     drained_late: int = 0
     """Measured requests that finished after the load was no longer held."""
     preemptions: float | None = None
@@ -450,6 +458,8 @@ class AskedCell(Record, frozen=True, kw_only=True):
     workload_source: str = ""
     mean_prompt_tokens: float | None = None
     mean_output_tokens: float | None = None
+    frontier_prompt_tokens: int | None = None
+    """Length of every prompt of a cell on the frontier; None = the cell is not on it."""
     lengths_forced: bool = True
     """The dialect can demand an exact output length."""
     signable: bool = True

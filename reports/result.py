@@ -18,6 +18,7 @@ from orchestrator.journal import RunFiles, hash_files, sha256
 from orchestrator.judge.level import judge_level
 from orchestrator.judge.margin import CellVerdict, cell_verdict
 from orchestrator.judge.search import Measure, Outcome, Progress, SearchRules, progress
+from orchestrator.judge.soak import Soak, soak_of
 from orchestrator.metrics import Series, level_stats, measured_records, output_arrivals, steady_window
 from orchestrator.records import (
     Asked,
@@ -88,6 +89,8 @@ class LevelResult(msgspec.Struct, frozen=True, kw_only=True):
     power_w: float | None
     """Mean power of the cards over the steady window, where NVML tells it."""
     energy_j_per_output_token: float | None
+    soak: Soak | None
+    """What a soak showed over its time; None = it is no soak."""
 
 
 class Bill(msgspec.Struct, frozen=True, kw_only=True):
@@ -207,6 +210,7 @@ def _level(level: Level, started_ns: int, watched: Sequence[Sample], slo: Slo, c
         tokens_from=tuple(sorted({r.tokens_from for r in records if r.failure is None})),
         power_w=power,
         energy_j_per_output_token=power / rate if power is not None and rate else None,
+        soak=soak_of(run, records, samples) if run.spec.purpose == "soak" else None,
     )
 
 
@@ -252,7 +256,7 @@ def _progress(cell: Cell) -> Progress | None:
     return progress(history, msgspec.convert(cell.asked.search, SearchRules))
 
 
-def _verdict(cell: Cell, come: Progress | None, slo: Slo, demand: Demand) -> CellVerdict:
+def _verdict(cell: Cell, come: Progress | None, slo: Slo, demand: Demand, soak: Soak | None) -> CellVerdict:
     return cell_verdict(
         [(level.commit.run, level.commit.stats, level.commit.verdict) for level in cell.history],
         come.so_far if come else None,
@@ -263,7 +267,14 @@ def _verdict(cell: Cell, come: Progress | None, slo: Slo, demand: Demand) -> Cel
         pending=come.step if come and isinstance(come.step, Measure) else None,
         demand=demand,
         signable=cell.asked.signable,
+        soak=soak,
     )
+
+
+def _soak(levels: Sequence[LevelResult]) -> Soak | None:
+    """What the last valid soak showed."""
+    found = [level for level in levels if level.soak is not None and level.verdict.valid]
+    return max(found, key=lambda level: level.level).soak if found else None
 
 
 # --- memory -----------------------------------------------------------------------------------------------------
@@ -423,7 +434,7 @@ def _cell(cell: Cell, asked: Asked, host: Mapping[str, object], lessons: dict[st
         asked=cell.asked,
         outcome=_outcome(cell),
         note=cell.finished.note if cell.finished else "",
-        verdict=_verdict(cell, come, asked.slo, asked.demand),
+        verdict=_verdict(cell, come, asked.slo, asked.demand, _soak(levels)),
         search=search,
         hardware=_hardware(cell, timeline, host),
         levels=levels,

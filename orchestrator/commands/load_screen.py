@@ -78,6 +78,7 @@ def facts(run: LevelRun, records: Sequence[RequestRecord], slo: Slo) -> dict[str
             "kernel_share": health.kernel_share,
             "cpu_s": health.cpu_s,
             "loop_lag_ms_p99": health.loop_lag_ms_p99,
+            "read_backlog_ms_p99": health.read_backlog_ms_p99,
             "send_lag_ms_p99": health.send_lag_ms_p99,
             "valid": why is None,
             "why": why,
@@ -156,7 +157,8 @@ def _sentences(run: LevelRun, measured: Sequence[RequestRecord], stats: LevelSta
         "Output: " + ("not counted by the server." if tokens is None else f"{tokens:,.1f} tokens/s."),
         f"Good ({limits}): {stats.good} of {stats.offered}, {stats.good / length_s if length_s else 0:.3g} a second.",
         f"Client: {health.kernel_share:.0%} kernel stamps, {health.cpu_s:.1f} s CPU in {health.wall_s:.1f} s, "
-        f"p99 loop lag {health.loop_lag_ms_p99:.1f} ms, send lag {health.send_lag_ms_p99:.1f} ms.",
+        f"p99 loop lag {health.loop_lag_ms_p99:.1f} ms, read backlog {health.read_backlog_ms_p99 or 0:.1f} ms, "
+        f"send lag {health.send_lag_ms_p99:.1f} ms.",
     ]
     first = next((r.failure for r in measured if r.failure is not None), None)
     if first is not None:

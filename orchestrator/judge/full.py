@@ -3,7 +3,8 @@
     sentinel · bracket · sentinel · narrow · confirm · confirm the failure · sentinel
 
 * Bracket: from the start upwards, each step to where the use of the limits would reach 1 if it grew on as it did
-  (with c to a power between 1/2 and 1), at least by 1.5 and at most by 4, until a level does not hold.
+  (with c to a power between 1/2 and 1; the sentinel's use is that of one user), at least by 1.5 and at most by 4, until
+  a level does not hold.
 * Narrow: the break is where the use of the limits reaches 1; between two levels it is interpolated on logarithmic
   scales. The next level lies half the precision under that estimate, or one precision above the last that held. After
   such a level has held, the next one is in the middle: where the use jumps, an estimate creeps.
@@ -103,7 +104,9 @@ class _FullSearch:
         """A level on the way, by looks that grow until they decide."""
         rules = self._rules
         sizes = look_sizes(
-            max(rules.first_look, rules.first_look_per_user * c), max(rules.last_look, rules.last_look_per_user * c)
+            max(rules.first_look, rules.first_look_per_user * c),
+            max(rules.last_look, rules.last_look_per_user * c),
+            rules.look_growth,
         )
         if not (yield from self._ask(c, purpose, sizes, rules.search_alpha)):
             return "unknown"
@@ -136,10 +139,11 @@ class _FullSearch:
     def _bracket(self) -> Generator[Measure, Outcome, tuple[_End | None, _End | None]]:
         """Upwards until a level does not hold: (last that held, first that did not); None = none."""
         rules = self._rules
+        one_user = _End(1, self._sentinels[0].use) if self._sentinels and rules.start > 1 else None
         low: _End | None = None
         c = min(rules.start, rules.maximum)
         while (yield from self._search(c, "bracket")) == "held":
-            before, low = low, self._end(c)
+            before, low = low or one_user, self._end(c)
             if c >= rules.maximum:
                 return low, None
             c = min(max(c + 1, int(c * self._growth(before, low))), rules.maximum)
@@ -210,14 +214,16 @@ class _FullSearch:
         return (yield from confirmed(rules, fresh))
 
     def _confirm_bad(self, c_ok: int | None) -> Generator[Measure, Outcome, bool]:
-        """The failure above c_ok once more: at the lowest level that surely failed or the next; where none did, from
-        the lowest that did not hold upwards."""
+        """The failure above c_ok once more. Where the lowest level that surely failed is far above the lowest that did
+        not hold, one between is tried first; where none surely failed, from the lowest that did not hold upwards."""
         rules = self._rules
-        candidates = self._surely_bad(c_ok)[:2]
+        surely = self._surely_bad(c_ok)[:2]
         lowest = self._lowest_bad(c_ok)
-        if not candidates and lowest is not None:
-            steps = (math.ceil(lowest * (1 + rules.precision) ** step) for step in range(3))
-            candidates = sorted({min(c, rules.maximum) for c in steps})
+        steps = [] if lowest is None else [math.ceil(lowest * (1 + rules.precision) ** step) for step in range(3)]
+        candidates = surely or steps
+        if surely and lowest is not None and surely[0] > lowest * (1 + 2 * rules.precision):
+            candidates = [steps[1], *surely]
+        candidates = sorted({min(c, rules.maximum) for c in candidates})
         for c in candidates if rules.confirm else ():
             if (yield from self._fails_again(c)):
                 return True
@@ -226,7 +232,9 @@ class _FullSearch:
     def _fails_again(self, c: int) -> Generator[Measure, Outcome, bool]:
         rules = self._rules
         sizes = look_sizes(
-            max(rules.first_look, rules.first_look_per_user * c), max(rules.last_look, rules.confirm_per_user * c)
+            max(rules.first_look, rules.first_look_per_user * c),
+            max(rules.last_look, rules.confirm_per_user * c),
+            rules.look_growth,
         )
         known = yield from self._ask(c, "confirm-break", sizes, rules.alpha)
         return known and self._history[-1].fails

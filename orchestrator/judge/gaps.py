@@ -98,7 +98,7 @@ def open_gaps(
     if stop is None or stop.drifted is None:
         yield NO_SENTINEL
     if check is None:
-        begun = stop is not None and pending is not None and own is not None
+        begun = stop is not None and pending is not None and pending.purpose != "recovery" and own is not None
         yield f"The open-loop check was cut before its step {pending}." if begun else NO_OPEN_LOOP
         yield NO_REPLAY
         return

@@ -11,7 +11,19 @@ from typing import Literal
 
 from orchestrator.judge.cause import Cause, JudgedLevel, cause_of_break, cause_of_failure
 from orchestrator.judge.gaps import CONSTANT, lengths_gap, level_gaps, open_gaps, search_gaps
-from orchestrator.judge.steps import Bracket, Measure, OpenLoop, Outcome, SearchRules, Stop, bracket, searched
+from orchestrator.judge.recovery import recovery_gaps, recovery_sentence
+from orchestrator.judge.soak import Soak, soak_gaps, soak_sentence
+from orchestrator.judge.steps import (
+    Bracket,
+    Measure,
+    OpenLoop,
+    Outcome,
+    Recovery,
+    SearchRules,
+    Stop,
+    bracket,
+    searched,
+)
 from orchestrator.records import Criterion, Demand, Record, ServerFailure, Slo
 
 SIGNABLE_SHARE = 0.8
@@ -26,6 +38,10 @@ class CellVerdict(Record, frozen=True, kw_only=True):
     """Most users at once that held."""
     c_bad: int | None = None
     """Fewest users above c_ok that did not hold; None = no break was found."""
+    confirmed_ok: bool = False
+    """c_ok held again in fresh runs."""
+    confirmed_bad: bool = False
+    """c_bad did not hold again in a fresh run."""
     c_sign: int | None = None
     """Most users that may be signed, as far as the steps taken tell; None = none."""
     open_loop: OpenLoop | None = None
@@ -39,6 +55,10 @@ class CellVerdict(Record, frozen=True, kw_only=True):
     limiter: str = "none found"
     """What the break points to; "unknown" when the evidence does not decide."""
     evidence: tuple[str, ...] = ()
+    recovery: Recovery | None = None
+    """What was seen after the break."""
+    afterwards: tuple[str, ...] = ()
+    """That, and what the soak showed, in plain English, a sentence each."""
     missing: tuple[str, ...] = ()
     """Steps not done, or flagged: a sentence each."""
     sentence: str
@@ -56,11 +76,13 @@ def cell_verdict(
     pending: Measure | None = None,
     demand: Demand | None = None,
     signable: bool = True,
+    soak: Soak | None = None,
 ) -> CellVerdict:
     """The verdict of a cell from its levels in the order of measuring.
 
     `stop` is how the search and the phases after it ended, as far as they did; None where the search did not come to
     its end. `pending` is the step before which the run ended. `failure` is why the server did not come up (again).
+    `soak` is what the records of the soak show.
     """
     outcomes = [_outcome(level) for level in levels]
     found = bracket(outcomes) if stop is None else Bracket(stop.c_ok, stop.c_bad, stop.monotone)
@@ -77,12 +99,17 @@ def cell_verdict(
         *([] if lengths_forced or found.c_ok is None else [lengths_gap(levels, found.c_ok)]),
         *([] if signable else [CONSTANT]),
         *(() if refusal else open_gaps(levels, stop, rules, pending)),
+        *recovery_gaps(stop),
+        *(() if refusal else soak_gaps(soak, stop, asked=rules is not None and rules.soak_seconds is not None)),
     ]
+    recovery = None if stop is None else stop.recovery
     sentence = refusal or _sentence(levels, found, slo, first_failing, fixed=bool(rules and rules.levels))
     return CellVerdict(
         verdict="REFUSED" if refusal else "PROVISIONAL" if missing else "SIGNED",
         c_ok=found.c_ok,
         c_bad=found.c_bad,
+        confirmed_ok=stop is not None and stop.confirmed_ok,
+        confirmed_bad=stop is not None and stop.confirmed_bad,
         c_sign=None if refusal else c_sign,
         open_loop=check,
         limit_users=found.c_ok if check is not None and not refusal else None,
@@ -90,6 +117,11 @@ def cell_verdict(
         break_level=at,
         limiter=cause.limiter,
         evidence=cause.evidence,
+        recovery=recovery,
+        afterwards=(
+            *([] if recovery is None else [recovery_sentence(recovery)]),
+            *([] if soak is None else [soak_sentence(soak)]),
+        ),
         missing=tuple(dict.fromkeys(missing)),
         sentence=sentence,
     )

@@ -14,6 +14,8 @@ from typing import NamedTuple
 from orchestrator.errors import JournalError
 from orchestrator.judge.full import full_search
 from orchestrator.judge.rate import open_loop
+from orchestrator.judge.recovery import recovery
+from orchestrator.judge.soak import soak
 from orchestrator.judge.steps import (
     Bracket,
     Measure,
@@ -48,7 +50,7 @@ STEPS_DOWN = 4
 Asking = Generator[Measure, Outcome, Step]
 
 
-PHASES: tuple[Phase, ...] = (open_loop,)
+PHASES: tuple[Phase, ...] = (recovery, open_loop, soak)
 """What follows a search, one after another."""
 
 

@@ -45,13 +45,15 @@ class SearchRules(Record, frozen=True, kw_only=True):
     target: float = 0.95
     """Share of the offered requests that must meet the SLO."""
     error_budget: float = 0.001
-    first_look: int = 200
-    """A searched level is looked at from this many requests ..."""
+    first_look: int = 280
+    """A searched level is looked at from this many requests: just enough for a level without a miss to pass ..."""
     first_look_per_user: int = 5
     """... and at least this many times c ..."""
     last_look: int = 1000
     last_look_per_user: int = 10
     """... up to the larger of these."""
+    look_growth: float = 2.5
+    """From one look to the next."""
     search_alpha: float = 0.10
     """Of the looks at a searched level: they only choose where to confirm."""
     aim: float = 0.97
@@ -65,7 +67,7 @@ class SearchRules(Record, frozen=True, kw_only=True):
     alpha: float = 0.02
     """Error probability of the bound of the pooled fresh runs. Stricter than what is claimed (0.05), because the bound
     errs more often than its alpha where neighbours share their fate, and because up to six levels may be tried."""
-    step_down: float = 0.96
+    step_down: float = 0.97
     """An unconfirmed level is replaced by this much of it."""
     futile: int = 2
     """Fresh runs after which a level may be given up as out of reach."""
@@ -73,6 +75,10 @@ class SearchRules(Record, frozen=True, kw_only=True):
     """Of a sentinel: one user, always the same list."""
     open_loop: OpenRules | None = None
     """The open-loop check that follows; None = none does."""
+    recovery: bool = False
+    """After a break a small level is measured again (`judge.recovery`)."""
+    soak_seconds: float | None = None
+    """Length of the soak at the end (`judge.soak`); None = there is none."""
 
     @classmethod
     def full(cls, *, precision: float, start: int, maximum: int, target: float, error_budget: float) -> SearchRules:
@@ -86,8 +92,9 @@ class SearchRules(Record, frozen=True, kw_only=True):
             confirm=3,
             target=target,
             error_budget=error_budget,
+            first_look=240 if wide else 280,
             last_look=600 if wide else 1000,
-            step_down=0.95 if wide else 0.96,
+            step_down=0.95 if wide else 0.97,
         )
 
 
@@ -119,6 +126,9 @@ class Outcome(Record, frozen=True, kw_only=True):
     """... mean output of the measured requests."""
     e2e_s: float | None = None
     """Mean."""
+    drain_s: float | None = None
+    memory_bytes: int | None = None
+    """Peak."""
     in_flight_p95: float | None = None
     kv_use_p99: float | None = None
 
@@ -143,6 +153,8 @@ class Outcome(Record, frozen=True, kw_only=True):
             in_tokens=stats.mean_in_tokens,
             out_tokens=stats.mean_out_tokens,
             e2e_s=None if stats.e2e_ms.mean is None else stats.e2e_ms.mean / 1000,
+            drain_s=stats.drain_s,
+            memory_bytes=stats.memory_peak_bytes,
             in_flight_p95=stats.in_flight_p95,
             kv_use_p99=stats.kv_use_p99,
         )
@@ -186,6 +198,8 @@ class Measure(Record, frozen=True, kw_only=True):
     """Of an open level: `concurrency` is 0 then, and `replicate` counts the open levels of the cell."""
     min_seconds: float | None = None
     """Least length of the measured part; None = by the plan."""
+    lengths_of: int | None = None
+    """Replicate of this concurrency whose lengths are asked again; None = it has lengths of its own."""
 
     def asks_for(self, outcome: Outcome) -> bool:
         """Whether a measured level is this one."""
@@ -231,6 +245,43 @@ class OpenLoop(Record, frozen=True, kw_only=True):
     """The sentinel after the check had moved by more than 3 % from the first; None = not looked at."""
 
 
+class Recovery(Record, frozen=True, kw_only=True):
+    """What was seen after the break. Ratios are after / before, of a small level of the same requests."""
+
+    broke_at: int
+    """Users of the last level that did not hold."""
+    died: str | None = None
+    """Class of the death where the break ended the server, which was started anew then."""
+    drain_s: float | None = None
+    """From the last request that was sent at the break until nothing was under way."""
+    concurrency: int
+    """Users of the small level."""
+    known: bool = True
+    """Both measurements of the small level are VALID."""
+    tokens_ratio: float | None = None
+    """Of the output throughput."""
+    tpot_ratio: float | None = None
+    """Of the median TPOT."""
+    memory_before_bytes: int | None = None
+    """Peak of the small level before the break, ..."""
+    memory_broken_bytes: int | None = None
+    """... of the level that broke, ..."""
+    memory_after_bytes: int | None = None
+    """... and of the small level after it."""
+
+    @property
+    def slower(self) -> float | None:
+        """By what share it is slower than before, by the worse of its two ratios; negative = faster. None = unknown."""
+        times = [1 / self.tokens_ratio] if self.tokens_ratio else []
+        times += [self.tpot_ratio] if self.tpot_ratio else []
+        return max(times) - 1 if times and self.known else None
+
+    @property
+    def as_before(self) -> bool | None:
+        """Within 3 %."""
+        return None if self.slower is None else abs(math.log1p(self.slower)) <= DRIFT
+
+
 class Stop(Record, frozen=True, kw_only=True):
     """The search is over."""
 
@@ -249,6 +300,10 @@ class Stop(Record, frozen=True, kw_only=True):
     """The sentinels moved by more than 3 %, twice; None = not looked at."""
     open_loop: OpenLoop | None = None
     """None: there was none, or it did not come to its end."""
+    recovery: Recovery | None = None
+    """None: there was no break, or nothing was measured after it."""
+    soaked: Literal["PASS", "FAIL", "UNDECIDED", "INVALID"] | None = None
+    """Verdict of the soak; None = there was none, or it did not come to its end."""
 
 
 Step = Literal["held", "not held", "unknown"]

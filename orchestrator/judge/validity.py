@@ -40,12 +40,14 @@ def client_lag(run: LevelRun, slo: Slo, rules: LevelRules) -> str | None:
     limits = [ms for ms in (slo.ttft_ms, slo.tpot_ms, slo.gap_ms, slo.e2e_ms) if ms is not None]
     if not limits:
         return None
-    tightest = min(limits)
+    tightest, health = min(limits), run.health
     late = (rules.send_lag_share, slo.ttft_ms or tightest) if run.spec.is_open else (rules.lag_share, tightest)
-    lags = (
-        ("its loop lagged", run.health.loop_lag_ms_p99, rules.lag_share, tightest),
-        ("it sent late", run.health.send_lag_ms_p99, *late),
-    )
+    lags = [
+        ("its loop lagged", health.loop_lag_ms_p99, rules.lag_share, tightest),
+        ("it sent late", health.send_lag_ms_p99, *late),
+    ]
+    if health.kernel_share <= 0.5 and health.read_backlog_ms_p99 is not None:  # the kernel's stamps do not mind
+        lags.append(("it read late", health.read_backlog_ms_p99, rules.lag_share, tightest))
     told = [
         f"{what} by {ms:.1f} ms (p99), and {share * limit:.1f} ms are allowed ({share:.0%} of the {limit:g} ms limit)"
         for what, ms, share, limit in lags

@@ -11,7 +11,7 @@ from types import MappingProxyType
 import msgspec
 
 from orchestrator.plan.expected import is_checked
-from orchestrator.plan.settings import Budget, ModelSettings, OpenLoop, Ramp, WorkloadSettings
+from orchestrator.plan.settings import Budget, Frontier, ModelSettings, OpenLoop, Ramp, Soak, WorkloadSettings
 from orchestrator.records import SCHEMA, Demand, Slo
 from stacks.base import Deployment
 from workloads.expected import Expected
@@ -53,11 +53,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     model: ModelSettings
     deployments: tuple[Deployment, ...]
     workloads: tuple[WorkloadSettings, ...]
+    """Those of the frontier come last."""
     ramp: Ramp
     open_loop: OpenLoop = OpenLoop()
     demand: Demand = Demand()
     """[demand]: what the launch needs. A cell of which less may be signed is REFUSED."""
+    soak: Soak = Soak()
     budget: Budget
+    frontier: Frontier | None = None
     lengths: Mapping[str, Workload]
     """The length pairs of each workload, by its name."""
     expected: Mapping[str, Expected] = MappingProxyType({})
@@ -90,9 +93,28 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         """The length pairs that a cell draws its requests from."""
         return self.lengths[cell.workload.name]
 
+    def frontier_prompt_tokens(self, workload: WorkloadSettings) -> int | None:
+        """The prompt length for which a workload stands on the frontier; None for those of the plan's own."""
+        lengths = self.frontier.prompt_tokens if self.frontier else ()
+        return next((n for n in lengths if self.frontier and self.frontier.workload_name(n) == workload.name), None)
+
+    def ramp_of(self, workload: WorkloadSettings) -> Ramp:
+        """How the concurrency is raised under a workload."""
+        if self.frontier is None or self.frontier_prompt_tokens(workload) is None:
+            return self.ramp
+        return msgspec.structs.replace(self.ramp, precision=self.frontier.precision)
+
+    def is_searched(self, workload: WorkloadSettings) -> bool:
+        """Whether anything may follow the search: a fixed ladder is none, and along the frontier it stands alone."""
+        return not workload.levels and self.frontier_prompt_tokens(workload) is None
+
+    def soak_seconds(self, workload: WorkloadSettings) -> float | None:
+        """Length of the soak that follows; None = there is none."""
+        return 60 * self.soak.minutes if self.soak.minutes is not None and self.is_searched(workload) else None
+
     def is_checked(self, workload: WorkloadSettings) -> bool:
-        """Whether the open-loop check follows the search; a fixed ladder has none."""
-        return is_checked(self.open_loop, self.ramp) and not workload.levels
+        """Whether the open-loop check follows the search; a fixed ladder has none, nor has the frontier."""
+        return is_checked(self.open_loop, self.ramp) and self.is_searched(workload)
 
     def _fingerprint(self, deployment: Deployment, workload: WorkloadSettings) -> str:
         document = {
@@ -104,12 +126,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             "model_file_bytes": _file_bytes(deployment),
             "workload": workload,
             "pairs": self.lengths[workload.name].sha256(),
-            "ramp": self.ramp,
+            "ramp": self.ramp_of(workload),
         }
         if self.is_checked(workload):
             traffic = self.expected.get(workload.name)
             document["open_loop"] = self.open_loop
             document["expected"] = "" if traffic is None else traffic.sha256()
+        if (soak := self.soak_seconds(workload)) is not None:
+            document["soak_seconds"] = soak
         return hashlib.sha256(msgspec.json.encode(document, order="sorted")).hexdigest()
 
     def expected_seconds(self, cell: Cell) -> float:
@@ -120,10 +144,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         start takes 3 min in Docker, 1 min as a process, and seconds where a process serves one local file.
         """
         allowed_s = self._allowed_seconds(cell)
-        levels = cell.workload.levels or self._search_levels()
+        levels = cell.workload.levels or self._search_levels(self.ramp_of(cell.workload))
+        if self.ramp.recovery and self.is_searched(cell.workload):
+            levels = [*levels, self.ramp.start]
         shares = (0.15 + 0.45 * min(1.0, concurrency / self._middle()) for concurrency in levels)
         times = (self._level_seconds(c, share * allowed_s) for c, share in zip(levels, shares, strict=True))
-        return _start_seconds(cell.deployment) + sum(times) + self._check_seconds(cell, allowed_s)
+        soak = self.soak_seconds(cell.workload) or 0.0
+        return _start_seconds(cell.deployment) + sum(times) + self._check_seconds(cell, allowed_s) + soak
 
     def expected_total_seconds(self) -> float:
         """Rough time of the whole run: that of its cells, and the budget where that is less."""
@@ -141,9 +168,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     def _middle(self) -> float:
         return math.sqrt(self.ramp.start * self.ramp.max)
 
-    def _search_levels(self) -> list[int]:
+    def _search_levels(self, ramp: Ramp) -> list[int]:
         """Ladder up to the break and one beyond, bisection, confirmations on both sides."""
-        ramp = self.ramp
         middle = self._middle()
         doublings = max(0, math.ceil(math.log(middle / ramp.start) / math.log(ramp.factor)))
         ladder = [min(ramp.max, round(ramp.start * ramp.factor**step)) for step in range(doublings + 2)]

@@ -43,6 +43,20 @@ class WorkloadSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Concurrencies to measure instead of a search."""
 
 
+class Frontier(msgspec.Struct, frozen=True, kw_only=True):
+    """[frontier]: the break along the prompt length. Each length becomes a workload of its own, of constant lengths."""
+
+    prompt_tokens: tuple[int, ...]
+    output_tokens: int = 128
+    name: str = "prompt"
+    """The workloads are called `NAME-LENGTH`."""
+    precision: float = 0.10
+    """Of the searches along the frontier, in place of the one in [ramp]: a curve needs no finer points."""
+
+    def workload_name(self, prompt_tokens: int) -> str:
+        return f"{self.name}-{prompt_tokens}"
+
+
 class Ramp(msgspec.Struct, frozen=True, kw_only=True):
     """[ramp]: how the concurrency is raised and how long a level is held (METHOD.md, closed-loop level)."""
 
@@ -68,6 +82,8 @@ class Ramp(msgspec.Struct, frozen=True, kw_only=True):
     warmup_generations: float = 3.0
     filler_seconds: float = 30.0
     deadline_seconds: float = 600.0
+    recovery: bool = True
+    """After a break the lowest level that held is measured once more: does the server serve as before?"""
 
 
 class OpenLoop(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,6 +106,12 @@ class OpenLoop(msgspec.Struct, frozen=True, kw_only=True):
     """Of the probe that tells what an output token costs."""
     max_in_flight: int = 16384
     """Safety cap: a request that is due beyond it is not sent, and counts as failed."""
+
+
+class Soak(msgspec.Struct, frozen=True, kw_only=True):
+    """[soak]: one long level at the recommended number of users, after everything else. None = no soak."""
+
+    minutes: float | None = None
 
 
 class Budget(msgspec.Struct, frozen=True, kw_only=True):

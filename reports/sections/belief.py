@@ -25,6 +25,7 @@ class Health(NamedTuple):
     levels: int
     invalid: int
     loop_lag_ms: float | None
+    read_backlog_ms: float | None
     send_lag_ms: float | None
     cpu_share: float | None
     """CPU of the load generator, in processors."""
@@ -125,6 +126,7 @@ def _health(cell: CellResult) -> Health:
         levels=len(levels),
         invalid=sum(not level.verdict.valid for level in levels),
         loop_lag_ms=_worst([level.health.loop_lag_ms_p99 for level in levels]),
+        read_backlog_ms=_worst([level.health.read_backlog_ms_p99 for level in levels]),
         send_lag_ms=_worst([level.health.send_lag_ms_p99 for level in levels]),
         cpu_share=_worst([level.health.cpu_s / level.health.wall_s for level in levels if level.health.wall_s > 0]),
         kernel_share=_least([level.health.kernel_share for level in levels]),

@@ -59,6 +59,8 @@ class Card(NamedTuple):
     why: str
     """Why not higher."""
     configure: str
+    afterwards: tuple[str, ...]
+    """What was seen after the break, and in the soak."""
     missing: tuple[str, ...]
     incident: bool
 
@@ -147,6 +149,7 @@ def _card(cell: CellResult, anchor: str, slo: Slo) -> Card:
         bad_users=bad.concurrency if bad else None,
         why=_why(cell),
         configure=_configure(cell),
+        afterwards=verdict.afterwards,
         missing=tuple(verdict.missing),
         incident=bool(cell.incidents),
     )

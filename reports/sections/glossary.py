@@ -136,7 +136,12 @@ TERMS: tuple[Term, ...] = (
         "Unexplained",
         "The measured total less the items, each as measured, or as predicted where nobody reports it.",
     ),
-    Term("lag", "Loop lag, send lag", "How late loadproof itself was: in waking up, and in sending what was due."),
+    Term(
+        "lag",
+        "Loop lag, read backlog, send lag",
+        "How late loadproof itself was: in waking up, in reading what had come, and in sending what was due. A late "
+        "read does not move a stamp of the kernel.",
+    ),
     Term(
         "stamps",
         "Kernel stamps",
