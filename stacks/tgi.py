@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from orchestrator.records import Prompt
-from stacks.base import Capabilities, Delta, Deployment, Readiness, Setting, Wire
+from stacks.base import REAL, Capabilities, Delta, Deployment, LaunchKind, Readiness, Setting, Wire
 from stacks.command import Flag, command_words, when
 from stacks.logs import GIB, Fact, failure
 from stacks.openai import ChatWire, Dialect, TextCompletionsWire, count, error_text
@@ -123,6 +123,7 @@ class GenerateStreamWire(Wire):
 
 class Tgi(DataSheet):
     name = "tgi"
+    launches: ClassVar[tuple[LaunchKind, ...]] = (*REAL, "simulated")
     title = "TGI"
     homepage = "https://huggingface.co/docs/text-generation-inference"
     status = (
