@@ -125,7 +125,19 @@ class RequestRecord(Record, frozen=True, kw_only=True):
 
 # --- a level ----------------------------------------------------------------------------------------------------
 
-Purpose = Literal["baseline", "sentinel", "ladder", "bracket", "bisect", "confirm", "confirm-break", "load"]
+Purpose = Literal[
+    "baseline",
+    "sentinel",
+    "ladder",
+    "bracket",
+    "bisect",
+    "confirm",
+    "confirm-break",
+    "load",
+    "prefill",
+    "rate",
+    "replay",
+]
 
 
 class LevelSpec(Record, frozen=True, kw_only=True):
@@ -154,7 +166,10 @@ class LevelSpec(Record, frozen=True, kw_only=True):
     think_seconds: float = 0.0
     """A user's pause between an answer and its next request."""
     rate_per_s: float | None = None
-    """Open loop: mean rate at which requests are due; `concurrency` is 0 then."""
+    """Open loop: mean rate at which requests are due; `concurrency` is 0 then, and what is due before `warmup_seconds`
+    is discarded."""
+    drain_seconds: float | None = None
+    """Open loop: what is unfinished so long after the last request was due has failed; None = no such limit."""
     looks: tuple[int, ...] = ()
     """Numbers of measured requests at which S1 is judged by its bounds, the last one N; the first look that decides
     ends the level. Empty = S1 is judged by the observed share of all N."""
