@@ -99,6 +99,8 @@ def _command(cell: Cell) -> dict[str, Any]:
     deployment = cell.deployment
     if deployment.launch == "external":
         return {"url": deployment.url}
+    if deployment.launch == "simulated":
+        return {"simulated": deployment.card}
     stack = stack_named(deployment.stack)
     if deployment.launch == "docker":
         container: dict[str, Any] = msgspec.to_builtins(
@@ -129,6 +131,9 @@ def describe(plan: Plan) -> str:
         lines.append(f"{cell.id}  (about {duration(plan.expected_seconds(cell))})")
         if "url" in spec:
             lines.append(f"  measures {spec['url']}, which is not ours: never started, never stopped")
+            continue
+        if "simulated" in spec:
+            lines.append(f"  simulates {cell.deployment.stack} on {spec['simulated']}, which is not there")
             continue
         if spec.get("image"):
             lines.append(f"  image    {spec['image']}")

@@ -72,7 +72,7 @@ def _table(found: Result, decided: tuple[Card, ...]) -> Table:
         table.add_row(
             _line(card.asked.deployment),
             _line(card.asked.workload),
-            Text(card.word, style=_COLOURS[card.word]),
+            Text(card.word + (" (simulated)" if card.hardware == "simulated" else ""), style=_COLOURS[card.word]),
             card.holds,
             card.breaks,
             *_figures(cell),

@@ -18,6 +18,7 @@ from orchestrator.plan.overrides import apply_overrides
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.secrets import secret_places
 from orchestrator.plan.settings import Budget, ModelSettings, Ramp, WorkloadSettings
+from orchestrator.plan.simulated import check_together
 from orchestrator.plan.tables import Findings, is_deeper_than, shown
 from orchestrator.plan.workloads import read_workload, within_context
 from orchestrator.records import Slo
@@ -106,6 +107,7 @@ def _read(
     deployments = _deployments(document, model, around, findings)
     workloads, lengths = _workloads(document, seed, around.base, deployments, findings)
     _check_ramp(ramp, findings)
+    check_together(deployments, slo, findings)
     return Plan(
         text=text,
         path=around.base / name,
