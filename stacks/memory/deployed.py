@@ -151,7 +151,7 @@ def setup_of(deployment: Deployment, card: Card | None = None, *, measured: bool
 
 
 def _caps(deployment: Deployment) -> tuple[int | None, int | None]:
-    """The most requests and tokens of a batch that the stack is started with, where the plan gives them, or where we do in its place."""
+    """The most requests and tokens of a batch: those of the plan, else those that we start TGI with."""
     if deployment.stack == "tgi":
         return deployment.max_concurrency or ADMITTED_REQUESTS, prefill_tokens(deployment)
     return deployment.max_concurrency, deployment.max_batched_tokens
