@@ -276,7 +276,7 @@ class Campaign:
                 spec = bench.spec(step)
                 expected_ns = round(bench.expected_seconds(spec) * NS_PER_S)
                 if deadline_ns is not None and self.site.now_ns() + expected_ns > deadline_ns:
-                    return f"the time budget has no room for the step {step.purpose} at {step.concurrency}", None
+                    return f"the time budget has no room for the step {step}", None
                 self.journal.commit(
                     LevelStarted(at_ns=self.site.now_ns(), cell=cell.id, attempt=attempt, level=len(history), spec=spec)
                 )

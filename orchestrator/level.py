@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
 
-from orchestrator.asked import level_seed, level_spec
+from orchestrator.asked import level_seed, level_spec, open_spec, open_traffic
 from orchestrator.journal import Journal, Lines
 from orchestrator.judge.level import decided_early, judge_level
 from orchestrator.judge.looks import RunningLooks
@@ -24,13 +24,29 @@ StopEarly = Callable[[RequestRecord, int], str | None]
 """(a measured record, its position among the measured ones in issue order, from 0) -> why the level ends, if so."""
 
 
+class Users(NamedTuple):
+    """What the users of a closed level ask."""
+
+    measured: Iterator[Request]
+    other: Iterator[Request]
+    """Ramp, warm-up and fillers."""
+
+
+class Arrivals(NamedTuple):
+    """What comes at an open level, and when."""
+
+    due_ns: Sequence[int]
+    """After its start, in order."""
+    requests: Iterator[Request]
+    most_in_flight: int
+    """What is due beyond it is dropped."""
+
+
 class Asked(NamedTuple):
     """A level as it is to be played."""
 
     spec: LevelSpec
-    measured: Iterator[Request]
-    other: Iterator[Request]
-    """Ramp, warm-up and fillers."""
+    traffic: Users | Arrivals
     on_record: Callable[[RequestRecord], None]
     stop_early: StopEarly
     died: asyncio.Future[ServerFailure]
@@ -56,6 +72,10 @@ class Load(Protocol):
     async def play(self, asked: Asked) -> Played: ...
 
 
+_WHOLE = ("sentinel", "prefill")
+"""Levels whose SLO is not asked for: they are not ended early."""
+
+
 class Bench:
     """Runs levels on one living server and commits them."""
 
@@ -74,7 +94,9 @@ class Bench:
     # --- what a level is ----------------------------------------------------------------------------------------
 
     def _commits(self) -> list[LevelCommitted]:
-        return [e for e in self._journal.events if isinstance(e, LevelCommitted) and e.cell == self._cell.id]
+        """Of the levels that say how long a request takes at a concurrency."""
+        own = (e for e in self._journal.events if isinstance(e, LevelCommitted) and e.cell == self._cell.id)
+        return [e for e in own if not e.run.spec.is_open and e.run.spec.purpose != "prefill"]
 
     def _expected_e2e_s(self, concurrency: int) -> float:
         """Ê: mean end-to-end time expected at a level: the nearest measured level's times c/c_prev; 0 = unknown."""
@@ -91,11 +113,15 @@ class Bench:
         The n-th level at a concurrency asks the same list on every stack, however the searches came there: that makes
         pairs for a comparison.
         """
+        if step.rate_per_s is not None:
+            return open_spec(step, self._plan, self._cell)
         seed = level_seed(self._plan.seed, self._cell.workload.name, step.concurrency, "level", step.replicate)
         return level_spec(step, self._plan.ramp, seed, self._expected_e2e_s(step.concurrency))
 
     def expected_seconds(self, spec: LevelSpec) -> float:
         """How long a level will take, for the display."""
+        if spec.is_open:
+            return spec.min_seconds
         each = self._expected_e2e_s(spec.concurrency)
         generations = spec.warmup_generations + spec.requests / spec.concurrency + 1
         return min(spec.max_seconds, spec.ramp_seconds + max(spec.min_seconds, each * generations))
@@ -113,11 +139,8 @@ class Bench:
             records.append(record)
             self._progress.record(record)
 
-        measured = _remember(self._draws(spec, "measured"), demanded)
-        stop_early = self._stop_early(spec)
-        played = await self._load.play(
-            Asked(spec, measured, self._draws(spec, "other"), on_record, stop_early, died),
-        )
+        traffic = self._traffic(spec, demanded)
+        played = await self._load.play(Asked(spec, traffic, on_record, self._stop_early(spec), died))
         self._requests.sync()
         run, samples, slo = played.run, played.samples, self._plan.slo
         stats = level_stats(run, records, samples, slo)
@@ -136,6 +159,13 @@ class Bench:
         self._journal.commit(commit)
         return commit
 
+    def _traffic(self, spec: LevelSpec, demanded: list[Request]) -> Users | Arrivals:
+        """What a level asks; of the judged requests each that was asked for is put into `demanded`."""
+        if not spec.is_open:
+            return Users(_remember(self._draws(spec, "measured"), demanded), self._draws(spec, "other"))
+        due_ns, requests = open_traffic(spec, self._plan, self._cell)
+        return Arrivals(due_ns, _remember(requests, demanded), self._plan.open_loop.max_in_flight)
+
     def _stop_early(self, spec: LevelSpec) -> StopEarly:
         """Ends a level that a look decided, or that cannot pass any more."""
         slo = self._plan.slo
@@ -144,11 +174,12 @@ class Bench:
 
         def stop_early(record: RequestRecord, position: int) -> str | None:
             nonlocal bad
-            if spec.purpose == "sentinel":
+            if spec.purpose in _WHOLE:
                 return None
-            good = is_good(record, slo)
+            good = is_good(record, slo, from_due=spec.is_open)
             bad += not good
-            return looks.add(position, good=good) or decided_early(bad, spec.requests, slo)
+            look = None if spec.is_open else looks.add(position, good=good)
+            return look or decided_early(bad, spec.requests, slo)
 
         return stop_early
 
@@ -162,7 +193,10 @@ class Bench:
             base = self._plan.seed if sentinel else spec.seed
             seed = level_seed(base, self._cell.workload.name, spec.concurrency, part, number)
             for request in workload.draw(seed, spec.requests, context):
-                yield _reseeded(request, spec.seed) if sentinel else request
+                if spec.purpose == "prefill":
+                    yield msgspec.structs.replace(request, output_tokens=1)
+                else:
+                    yield _reseeded(request, spec.seed) if sentinel else request
 
 
 def _reseeded(request: Request, seed: int) -> Request:

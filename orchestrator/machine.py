@@ -15,13 +15,14 @@ from orchestrator.journal import Lines
 from orchestrator.launch.environment import secret_values
 from orchestrator.launch.external import bearer
 from orchestrator.launch.server import Owner, Server, open_server
-from orchestrator.level import Asked, Load, Played
+from orchestrator.level import Asked, Load, Played, Users
 from orchestrator.life import Life, attending, target_of
 from orchestrator.load.closed import run_closed
+from orchestrator.load.open import run_open
 from orchestrator.load.wire import RequestLimits, Sender
 from orchestrator.plan import Cell, Plan
 from orchestrator.progress import Progress
-from orchestrator.records import Neighbour, Phase, Request, RequestRecord, Sample, ServerFailure, ServerRecord
+from orchestrator.records import LevelRun, Neighbour, Phase, Request, RequestRecord, Sample, ServerFailure, ServerRecord
 from orchestrator.watch.gpu import GpuInfo, list_gpus
 from orchestrator.watch.neighbours import neighbours
 from orchestrator.watch.watch import watching
@@ -119,25 +120,8 @@ class SocketLoad:
             records.append(record)
             asked.on_record(record)
 
-        first: int | None = None
-
-        async def send(request: Request, *, seq: int, phase: Phase, **more: Any) -> RequestRecord:
-            nonlocal first
-            if phase == "measured" and first is None:
-                first = seq  # measured requests are issued one after another: the place of each follows
-            return await self._sender.send(request, seq=seq, phase=phase, **more)
-
         with _abort_on(asked.died) as abort:
-            run = await run_closed(
-                asked.spec,
-                measured=asked.measured,
-                other=asked.other,
-                send=send,
-                prepare=self._sender.prepare,
-                on_record=on_record,
-                stop_early=lambda record: asked.stop_early(record, record.seq - (first or 0)),
-                abort=abort,
-            )
+            run = await self._run(asked._replace(on_record=on_record), abort)
         hard_break = await self._hard_break(records, asked.died)
         if hard_break is None:
             await self._settle(asked.died)
@@ -146,6 +130,41 @@ class SocketLoad:
 
     def close(self) -> None:
         self._lines.close()
+
+    async def _run(self, asked: Asked, abort: asyncio.Future[str]) -> LevelRun:
+        traffic, first = asked.traffic, None
+
+        async def send(request: Request, *, seq: int, phase: Phase, **more: Any) -> RequestRecord:
+            nonlocal first
+            if phase == "measured" and first is None:
+                first = seq  # measured requests are issued one after another: the place of each follows
+            return await self._sender.send(request, seq=seq, phase=phase, **more)
+
+        def stop_early(record: RequestRecord) -> str | None:
+            return asked.stop_early(record, record.seq - (first or 0))
+
+        if isinstance(traffic, Users):
+            return await run_closed(
+                asked.spec,
+                measured=traffic.measured,
+                other=traffic.other,
+                send=send,
+                prepare=self._sender.prepare,
+                on_record=asked.on_record,
+                stop_early=stop_early,
+                abort=abort,
+            )
+        return await run_open(
+            asked.spec,
+            traffic.due_ns,
+            requests=traffic.requests,
+            send=send,
+            prepare=self._sender.prepare,
+            on_record=asked.on_record,
+            most_in_flight=traffic.most_in_flight,
+            stop_early=stop_early,
+            abort=abort,
+        )
 
     async def _hard_break(self, records: list[RequestRecord], died: asyncio.Future[ServerFailure]) -> str | None:
         """Class of the server's death, if it died; refused or reset connections get it a moment to be noticed."""

@@ -136,6 +136,7 @@ Purpose = Literal[
     "load",
     "prefill",
     "rate",
+    "confirm-rate",
     "replay",
 ]
 
@@ -166,8 +167,10 @@ class LevelSpec(Record, frozen=True, kw_only=True):
     think_seconds: float = 0.0
     """A user's pause between an answer and its next request."""
     rate_per_s: float | None = None
-    """Open loop: mean rate at which requests are due; `concurrency` is 0 then, and what is due before `warmup_seconds`
-    is discarded."""
+    """Open loop: mean rate at which requests are due; `concurrency` is 0 then, and of those due the last `requests` are
+    measured."""
+    arrivals: str = ""
+    """Open loop: how they come: ``poisson``, or what is replayed."""
     drain_seconds: float | None = None
     """Open loop: what is unfinished so long after the last request was due has failed; None = no such limit."""
     looks: tuple[int, ...] = ()
@@ -175,6 +178,11 @@ class LevelSpec(Record, frozen=True, kw_only=True):
     ends the level. Empty = S1 is judged by the observed share of all N."""
     alpha: float = 0.05
     """Error probability of one side that the looks share."""
+
+    @property
+    def is_open(self) -> bool:
+        """Requests come when they are due; their times count from then."""
+        return self.rate_per_s is not None
 
 
 class ClientHealth(Record, frozen=True, kw_only=True):
@@ -259,6 +267,10 @@ class LevelStats(Record, frozen=True, kw_only=True):
     running_mean: float | None = None
     running_max: float | None = None
     waiting_mean: float | None = None
+    kv_use_p99: float | None = None
+    """Of an open level, as the next one."""
+    in_flight_p95: float | None = None
+    """In-flight that was not exceeded in 95 % of the time of the steady window."""
     memory_peak_bytes: int | None = None
     """Largest memory of the server seen during the level: GPU memory, else container memory, else PSS of its tree."""
     memory_source: str | None = None
@@ -412,6 +424,14 @@ class Predicted(Record, frozen=True, kw_only=True):
 # --- what the plan asked for ------------------------------------------------------------------------------------
 
 
+class Demand(Record, frozen=True, kw_only=True):
+    """What a launch needs; None = it does not say."""
+
+    users: int | None = None
+    rate_per_s: float | None = None
+    """Mean rate of the expected traffic, requests per second."""
+
+
 class AskedCell(Record, frozen=True, kw_only=True):
     """One cell as the plan resolved it: what a reader must know without the plan's models, traces and secrets."""
 
@@ -437,6 +457,8 @@ class AskedCell(Record, frozen=True, kw_only=True):
     mean_output_tokens: float | None = None
     lengths_forced: bool = True
     """The dialect can demand an exact output length."""
+    signable: bool = True
+    """False: constant lengths, which no service has."""
     search: dict[str, Any] = {}
     """`orchestrator.judge.search.SearchRules` as plain values."""
     notes: tuple[str, ...] = ()
@@ -453,6 +475,7 @@ class Asked(Record, frozen=True, kw_only=True):
     slo: Slo = Slo()
     cells: tuple[AskedCell, ...] = ()
     budget_minutes: float | None = None
+    demand: Demand = Demand()
 
 
 # --- the journal ------------------------------------------------------------------------------------------------

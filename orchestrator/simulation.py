@@ -18,7 +18,7 @@ from orchestrator.launch.death import Exit, failure_of, stack_error
 from orchestrator.launch.ready import Ready, completed
 from orchestrator.launch.running import Server
 from orchestrator.launch.server import Owner
-from orchestrator.level import Asked, Load, Played
+from orchestrator.level import Asked, Load, Played, Users
 from orchestrator.plan import Cell, Plan
 from orchestrator.progress import Progress
 from orchestrator.records import Neighbour, Sample, ServerFailure, ServerRecord
@@ -28,6 +28,8 @@ from stacks.memory.versions import newest_known
 from stacks.simulated.closed import run_virtual
 from stacks.simulated.deployed import card_of, simulated_setup
 from stacks.simulated.engine import Engine
+from stacks.simulated.level import VirtualLevel
+from stacks.simulated.open import run_virtual_open
 from stacks.simulated.startup import Startup, startup
 
 LINE_S = 1.0
@@ -196,8 +198,7 @@ class _VirtualLoad:
 
     async def play(self, asked: Asked) -> Played:
         await asyncio.sleep(0)  # between levels the loop may be told to stop
-        engine = self._server.engine
-        level = run_virtual(engine, asked.spec, measured=asked.measured, other=asked.other, stop_early=asked.stop_early)
+        level = _played(self._server.engine, asked)
         for record in level.records:
             asked.on_record(record)
         memory = {"memory_used_bytes": float(round(self._server.held_bytes))}
@@ -210,3 +211,17 @@ class _VirtualLoad:
 
     def close(self) -> None:
         self._lines.close()
+
+
+def _played(engine: Engine, asked: Asked) -> VirtualLevel:
+    spec, traffic = asked.spec, asked.traffic
+    if isinstance(traffic, Users):
+        return run_virtual(engine, spec, measured=traffic.measured, other=traffic.other, stop_early=asked.stop_early)
+    return run_virtual_open(
+        engine,
+        spec,
+        traffic.due_ns,
+        traffic.requests,
+        stop_early=asked.stop_early,
+        most_in_flight=traffic.most_in_flight,
+    )

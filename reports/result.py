@@ -17,11 +17,13 @@ from orchestrator.errors import HostError, JournalError
 from orchestrator.journal import RunFiles, hash_files, sha256
 from orchestrator.judge.level import judge_level
 from orchestrator.judge.margin import CellVerdict, cell_verdict
-from orchestrator.judge.search import Outcome, SearchRules, Stop, next_step
+from orchestrator.judge.search import Measure, Outcome, Progress, SearchRules, progress
 from orchestrator.metrics import Series, level_stats, measured_records, output_arrivals, steady_window
 from orchestrator.records import (
+    Asked,
     AskedCell,
     ClientHealth,
+    Demand,
     LevelCommitted,
     LevelRun,
     LevelStats,
@@ -233,25 +235,28 @@ def _agrees(commit: LevelCommitted, records: Sequence[RequestRecord], samples: S
 # --- verdict ----------------------------------------------------------------------------------------------------
 
 
-def _stop(cell: Cell) -> Stop | None:
-    """How the search of the cell ended, by replaying it; None while a step is left, or where its rules are not known.
+def _progress(cell: Cell) -> Progress | None:
+    """How far the cell came, by replaying its search; None where its rules are not known.
 
     Raises JournalError if this version's search would have taken other steps.
     """
     if not cell.asked.search:
         return None
     history = [Outcome.of(level.commit.run, level.commit.stats, level.commit.verdict) for level in cell.history]
-    step = next_step(history, msgspec.convert(cell.asked.search, SearchRules))
-    return step if isinstance(step, Stop) else None
+    return progress(history, msgspec.convert(cell.asked.search, SearchRules))
 
 
-def _verdict(cell: Cell, stop: Stop | None, slo: Slo) -> CellVerdict:
+def _verdict(cell: Cell, come: Progress | None, slo: Slo, demand: Demand) -> CellVerdict:
     return cell_verdict(
         [(level.commit.run, level.commit.stats, level.commit.verdict) for level in cell.history],
-        stop,
+        come.so_far if come else None,
         slo,
         lengths_forced=cell.asked.lengths_forced,
         failure=cell.finished.failure if cell.finished else None,
+        rules=msgspec.convert(cell.asked.search, SearchRules) if cell.asked.search else None,
+        pending=come.step if come and isinstance(come.step, Measure) else None,
+        demand=demand,
+        signable=cell.asked.signable,
     )
 
 
@@ -386,20 +391,20 @@ def _ledger(cell: Cell, watched: dict[int, list[Sample]], levels: Sequence[Level
     return ledger(attempt, watched[attempt.number], own, {level.level: level.kv_held_tokens for level in levels})
 
 
-def _cell(cell: Cell, slo: Slo, host: Mapping[str, object], lessons: dict[str, Lesson]) -> CellResult:
+def _cell(cell: Cell, asked: Asked, host: Mapping[str, object], lessons: dict[str, Lesson]) -> CellResult:
     watched = {attempt.number: attempt.samples() for attempt in cell.attempts}
     started = {attempt.number: attempt.started_ns for attempt in cell.attempts}
     timeline = _timeline(cell, watched)
     counted = Counted()
     levels = tuple(
-        _level(level, started[level.commit.attempt], watched[level.commit.attempt], slo, counted)
+        _level(level, started[level.commit.attempt], watched[level.commit.attempt], asked.slo, counted)
         for level in cell.levels
     )
     try:
-        stop = _stop(cell)
-        search = stop.why if stop else ""
+        come = _progress(cell)
+        search = come.so_far.why if come and come.so_far else ""
     except JournalError as error:
-        stop, search = None, str(error)
+        come, search = None, str(error)
     life = _ledger(cell, watched, levels)
     bill = reconcile(cell.asked.predicted, cell.asked.unpredicted, cell.server, life, lessons)
     if bill.key and (lesson := lesson_of(bill)):
@@ -408,7 +413,7 @@ def _cell(cell: Cell, slo: Slo, host: Mapping[str, object], lessons: dict[str, L
         asked=cell.asked,
         outcome=_outcome(cell),
         note=cell.finished.note if cell.finished else "",
-        verdict=_verdict(cell, stop, slo),
+        verdict=_verdict(cell, come, asked.slo, asked.demand),
         search=search,
         hardware=_hardware(cell, timeline, host),
         levels=levels,
@@ -432,7 +437,7 @@ def result(run: Run) -> Result:
     """Every number of a run's report. Levels are read and judged one by one: memory is bounded by the largest level."""
     opened = run.opened
     lessons: dict[str, Lesson] = {}
-    cells = tuple(_cell(cell, run.asked.slo, opened.host, lessons) for cell in run.cells)
+    cells = tuple(_cell(cell, run.asked, opened.host, lessons) for cell in run.cells)
     return Result(
         schema=RESULT_SCHEMA,
         run_id=opened.run_id,

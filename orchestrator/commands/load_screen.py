@@ -45,11 +45,11 @@ def output_tokens_per_s(records: Sequence[RequestRecord]) -> float | None:
     return sum(r.out_tokens or 0 for r in done) / whole_s(records)
 
 
-def facts(run: LevelRun, records: Sequence[RequestRecord], slo: Slo, *, open_loop: bool) -> dict[str, Any]:
+def facts(run: LevelRun, records: Sequence[RequestRecord], slo: Slo) -> dict[str, Any]:
     """The object of `--json`. Times of an open loop count from when a request was due. A percentile that falls on a
     failed request is null; so is a mean of nothing."""
     measured = measured_records(records)
-    stats = level_stats(run, records, [], slo, from_due=open_loop)
+    stats = level_stats(run, records, [], slo)
     why = invalid_reason(run, slo)
     health = run.health
     length_s = whole_s(measured)
@@ -93,12 +93,12 @@ def _percentiles(found: Percentiles) -> dict[str, float | int | None]:
 # --- for people -------------------------------------------------------------------------------------------------
 
 
-def screen(run: LevelRun, records: Sequence[RequestRecord], slo: Slo, *, open_loop: bool) -> None:
+def screen(run: LevelRun, records: Sequence[RequestRecord], slo: Slo) -> None:
     """Print the table and what a reader must know beside it."""
     measured = measured_records(records)
-    stats = level_stats(run, records, [], slo, from_due=open_loop)
+    stats = level_stats(run, records, [], slo)
     console = Console(highlight=False)
-    console.print(_table(measured, stats, open_loop=open_loop))
+    console.print(_table(measured, stats, open_loop=run.spec.is_open))
     for line in _sentences(run, measured, stats, slo):
         click.echo(line)
 

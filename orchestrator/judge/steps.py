@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+import math
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Literal, NamedTuple
 
+from orchestrator.judge.swings import Swings
 from orchestrator.records import LevelRun, LevelStats, LevelVerdict, Purpose, Record
+
+
+class OpenRules(Record, frozen=True, kw_only=True):
+    """The open-loop check after a search (`judge.rate`)."""
+
+    requests: int = 1600
+    """Measured requests of a level, at least; and at least ten times c_ok."""
+    min_seconds: float = 300.0
+    """A level lasts at least this long; and at least 20 times the mean end-to-end time at c_ok."""
+    prefill_seconds: float = 60.0
+    """Of the probe with one output token a request."""
+    traffic: str = ""
+    """What is replayed, in words; empty: nothing is known of the traffic expected."""
+    swings: Swings | None = None
+    """How the work of the expected traffic swings from minute to minute; None = not known, or it does not."""
 
 
 class SearchRules(Record, frozen=True, kw_only=True):
@@ -54,6 +71,8 @@ class SearchRules(Record, frozen=True, kw_only=True):
     """Fresh runs after which a level may be given up as out of reach."""
     sentinel_requests: int = 30
     """Of a sentinel: one user, always the same list."""
+    open_loop: OpenRules | None = None
+    """The open-loop check that follows; None = none does."""
 
     @classmethod
     def full(cls, *, precision: float, start: int, maximum: int, target: float, error_budget: float) -> SearchRules:
@@ -90,6 +109,18 @@ class Outcome(Record, frozen=True, kw_only=True):
     tpot_ms: float | None = None
     """Median."""
     tokens_per_s: float | None = None
+    rate_per_s: float | None = None
+    """Of an open level, whose concurrency is 0."""
+    requests_per_s: float | None = None
+    prompt_tokens_per_s: float | None = None
+    in_tokens: float | None = None
+    """Mean prompt and ..."""
+    out_tokens: float | None = None
+    """... mean output of the measured requests."""
+    e2e_s: float | None = None
+    """Mean."""
+    in_flight_p95: float | None = None
+    kv_use_p99: float | None = None
 
     @classmethod
     def of(cls, run: LevelRun, stats: LevelStats, verdict: LevelVerdict) -> Outcome:
@@ -106,6 +137,14 @@ class Outcome(Record, frozen=True, kw_only=True):
             use=_use(stats, verdict),
             tpot_ms=stats.tpot_ms.p50,
             tokens_per_s=stats.output_tokens_per_s,
+            rate_per_s=run.spec.rate_per_s,
+            requests_per_s=stats.requests_per_s,
+            prompt_tokens_per_s=stats.prompt_tokens_per_s,
+            in_tokens=stats.mean_in_tokens,
+            out_tokens=stats.mean_out_tokens,
+            e2e_s=None if stats.e2e_ms.mean is None else stats.e2e_ms.mean / 1000,
+            in_flight_p95=stats.in_flight_p95,
+            kv_use_p99=stats.kv_use_p99,
         )
 
     @property
@@ -143,6 +182,53 @@ class Measure(Record, frozen=True, kw_only=True):
     """Sizes at which it is judged by bounds; empty = by the observed share, at the plan's own size."""
     alpha: float = 0.05
     """Error probability that the looks share."""
+    rate_per_s: float | None = None
+    """Of an open level: `concurrency` is 0 then, and `replicate` counts the open levels of the cell."""
+    min_seconds: float | None = None
+    """Least length of the measured part; None = by the plan."""
+
+    def asks_for(self, outcome: Outcome) -> bool:
+        """Whether a measured level is this one."""
+        return (self.concurrency, self.purpose, self.rate_per_s) == (
+            outcome.concurrency,
+            outcome.purpose,
+            outcome.rate_per_s,
+        )
+
+    def __str__(self) -> str:
+        at = self.concurrency if self.rate_per_s is None else f"{self.rate_per_s:.3g} requests/s"
+        return f"{self.purpose} at {at}"
+
+
+class OpenLoop(Record, frozen=True, kw_only=True):
+    """What the open-loop check found (METHOD.md, the margin). Rates in requests per second."""
+
+    throughput: float
+    """X: request throughput of the closed loop at c_ok."""
+    rate_ok: float | None = None
+    """lambda_P: highest rate of independent arrivals that fresh runs confirmed."""
+    rate_bad: float | None = None
+    """The lowest rate above it that did not hold."""
+    unknown: bool = False
+    """No rate is known to hold because measurements were INVALID, not because of the server."""
+    beta: float | None = None
+    """Cost of an output token in prompt tokens, at load."""
+    sigma: float | None = None
+    """Coefficient of variation of the offered work per minute, at that cost."""
+    peak: float | None = None
+    """Its largest over its mean."""
+    factor: float | None = None
+    """F: what lambda_P is divided by for the swings of the expected traffic."""
+    rate_sign: float | None = None
+    """lambda_sign: highest mean rate at which the expected traffic was replayed and held."""
+    replays: int = 0
+    """How often it was replayed, 5 % lower each time."""
+    in_flight_p95: float | None = None
+    """Of that replay."""
+    kv_use_p99: float | None = None
+    """Of that replay."""
+    drifted: bool | None = None
+    """The sentinel after the check had moved by more than 3 % from the first; None = not looked at."""
 
 
 class Stop(Record, frozen=True, kw_only=True):
@@ -161,10 +247,18 @@ class Stop(Record, frozen=True, kw_only=True):
     why: str
     drifted: bool | None = None
     """The sentinels moved by more than 3 %, twice; None = not looked at."""
+    open_loop: OpenLoop | None = None
+    """None: there was none, or it did not come to its end."""
 
 
 Step = Literal["held", "not held", "unknown"]
 Script = Generator[Measure, Outcome, Stop]
+Phase = Callable[[SearchRules, Stop, Sequence[Outcome]], Script]
+"""What follows a search: from how it ended and all that was measured to an end with this phase's finding in it.
+
+A phase that has nothing to do returns the end as it was given. It looks at nothing but its arguments and what it is
+sent, so a resumed run goes on as if nothing had happened.
+"""
 
 
 class Bracket(NamedTuple):
@@ -191,8 +285,20 @@ def bracket(history: Iterable[Outcome]) -> Bracket:
 
 
 def searched(outcome: Outcome) -> bool:
-    """Baselines and sentinels look for drift, not for the break."""
-    return outcome.purpose not in ("baseline", "sentinel")
+    """Baselines and sentinels look for drift, and the open-loop check for a rate; none of them for the break."""
+    return outcome.purpose in SEARCHING
+
+
+SEARCHING: frozenset[Purpose] = frozenset(("ladder", "bracket", "bisect", "confirm", "confirm-break", "load"))
+DRIFT = math.log(1.03)
+
+
+def moved(before: Outcome, after: Outcome) -> bool:
+    """Whether a sentinel's median TPOT or throughput is over 3 % from that of an earlier one."""
+    return any(
+        first and last and abs(math.log(last / first)) > DRIFT
+        for first, last in ((before.tpot_ms, after.tpot_ms), (before.tokens_per_s, after.tokens_per_s))
+    )
 
 
 def ending(history: Iterable[Outcome], c_ok: int | None, c_bad: int | None) -> str:

@@ -6,12 +6,15 @@ import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 
-from orchestrator.plan.settings import Budget, ModelSettings, Ramp, WorkloadSettings
-from orchestrator.records import SCHEMA, Slo
+from orchestrator.plan.expected import is_checked
+from orchestrator.plan.settings import Budget, ModelSettings, OpenLoop, Ramp, WorkloadSettings
+from orchestrator.records import SCHEMA, Demand, Slo
 from stacks.base import Deployment
+from workloads.expected import Expected
 from workloads.workload import Workload
 
 _START_SECONDS = {"docker": 180.0, "process": 60.0, "external": 5.0, "simulated": 10.0}
@@ -20,6 +23,8 @@ _FILE_START_SECONDS, _FILE_BYTES_PER_SECOND = 3.0, 200e6
 """The same of a process that serves one local file: it has no library of kernels to load, but the file."""
 
 
+_RATES = 6
+"""Usual number of levels at a rate: three on the way and three fresh runs; for the estimate only."""
 _FULL_REQUESTS, _FULL_CONFIRMATIONS = 800, 6
 """Usual size of a level of the full method, and its usual number of fresh runs at both ends; for the estimate only."""
 
@@ -49,9 +54,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     deployments: tuple[Deployment, ...]
     workloads: tuple[WorkloadSettings, ...]
     ramp: Ramp
+    open_loop: OpenLoop = OpenLoop()
+    demand: Demand = Demand()
+    """[demand]: what the launch needs. A cell of which less may be signed is REFUSED."""
     budget: Budget
     lengths: Mapping[str, Workload]
     """The length pairs of each workload, by its name."""
+    expected: Mapping[str, Expected] = MappingProxyType({})
+    """The traffic expected of each workload, where anything is known of it and the check is made."""
 
     @property
     def name(self) -> str:
@@ -85,6 +95,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         """The length pairs that a cell draws its requests from."""
         return self.lengths[cell.workload.name]
 
+    def is_checked(self, workload: WorkloadSettings) -> bool:
+        """Whether the open-loop check follows the search; a fixed ladder has none."""
+        return is_checked(self.open_loop, self.ramp) and not workload.levels
+
     def _fingerprint(self, deployment: Deployment, workload: WorkloadSettings) -> str:
         document = {
             "schema": SCHEMA,
@@ -97,6 +111,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             "pairs": self.lengths[workload.name].sha256(),
             "ramp": self.ramp,
         }
+        if self.is_checked(workload):
+            document["open_loop"] = self.open_loop
         return hashlib.sha256(msgspec.json.encode(document, order="sorted")).hexdigest()
 
     def expected_seconds(self, cell: Cell) -> float:
@@ -110,7 +126,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         levels = cell.workload.levels or self._search_levels()
         shares = (0.15 + 0.45 * min(1.0, concurrency / self._middle()) for concurrency in levels)
         times = (self._level_seconds(c, share * allowed_s) for c, share in zip(levels, shares, strict=True))
-        return _start_seconds(cell.deployment) + sum(times)
+        return _start_seconds(cell.deployment) + sum(times) + self._check_seconds(cell, allowed_s)
 
     def expected_total_seconds(self) -> float:
         """Rough time of the whole run: that of its cells, and the budget where that is less."""
@@ -138,6 +154,17 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         bisections = math.ceil(math.log2(max(1.0, gap)))
         confirmations = _FULL_CONFIRMATIONS if ramp.method == "full" else 2 * ramp.confirm
         return ladder + [round(middle)] * (bisections + confirmations)
+
+    def _check_seconds(self, cell: Cell, allowed_s: float) -> float:
+        """Of the open-loop check: the probe, and so many rates and replays, at what the middle of the ladder does."""
+        if not self.is_checked(cell.workload):
+            return 0.0
+        own, request_s = self.open_loop, 0.6 * allowed_s
+        rate = 0.8 * self._middle() / request_s
+        level_s = 1.25 * max(own.min_seconds, 20 * request_s, max(own.requests, 10 * self._middle()) / rate)
+        replay = self.expected.get(cell.workload.name)
+        replay_s = 0.0 if replay is None else max(level_s, min(own.replay_seconds, replay.length_s(rate)))
+        return own.prefill_seconds + _RATES * level_s + replay_s
 
     def _level_seconds(self, concurrency: int, request_s: float) -> float:
         ramp = self.ramp

@@ -14,14 +14,15 @@ from typing import Any
 
 from orchestrator.errors import PlanError, Problem
 from orchestrator.plan.deployments import Surroundings, read_defaults, read_deployment
+from orchestrator.plan.expected import expected_traffic
 from orchestrator.plan.overrides import apply_overrides
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.secrets import secret_places
-from orchestrator.plan.settings import Budget, ModelSettings, Ramp, WorkloadSettings
+from orchestrator.plan.settings import Budget, ModelSettings, OpenLoop, Ramp, WorkloadSettings
 from orchestrator.plan.simulated import check_together
 from orchestrator.plan.tables import Findings, is_deeper_than, shown
 from orchestrator.plan.workloads import read_workload, within_context
-from orchestrator.records import Slo
+from orchestrator.records import Demand, Slo
 from stacks.base import Deployment
 from workloads.workload import Workload
 
@@ -31,7 +32,7 @@ DEEPEST = 16
 MOST_ENTRIES = 256
 """Deployments, and workloads, of one plan."""
 
-_KEYS = ("title", "seed", "model", "slo", "defaults", "deployment", "workload", "ramp", "budget")
+_KEYS = ("title", "seed", "model", "slo", "defaults", "deployment", "workload", "ramp", "open_loop", "demand", "budget")
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._]|-(?!-)){0,62}[A-Za-z0-9]|[A-Za-z0-9]")
 
 
@@ -103,11 +104,14 @@ def _read(
     model = findings.read_optional(document, ModelSettings, "model")
     slo = findings.read_optional(document, Slo, "slo")
     ramp = findings.read_optional(document, Ramp, "ramp")
+    open_loop = findings.read_optional(document, OpenLoop, "open_loop")
+    demand = findings.read_optional(document, Demand, "demand")
     budget = findings.read_optional(document, Budget, "budget")
     deployments = _deployments(document, model, around, findings)
     workloads, lengths = _workloads(document, seed, around.base, deployments, findings)
     _check_ramp(ramp, findings)
     check_together(deployments, slo, findings)
+    expected = expected_traffic(open_loop, ramp, workloads, lengths, around.base, findings)
     return Plan(
         text=text,
         path=around.base / name,
@@ -119,8 +123,11 @@ def _read(
         deployments=deployments,
         workloads=workloads,
         ramp=ramp,
+        open_loop=open_loop,
+        demand=demand,
         budget=budget,
         lengths=lengths,
+        expected=expected,
     )
 
 

@@ -26,7 +26,7 @@ class _Open(Level):
         super().__init__(engine, spec, stop_early, client)
         self.due = iter([self.started_s + at / NS_PER_S for at in due_ns])
         self.next_s = next(self.due, math.inf)
-        self.warm_s = self.started_s + spec.warmup_seconds
+        self.warm_up = len(due_ns) - spec.requests
         self.requests = requests
         self.most_in_flight = math.inf if most_in_flight is None else most_in_flight
         self.under_way: dict[int, engines.Sequence] = {}
@@ -45,7 +45,7 @@ class _Open(Level):
             self.over = True
 
     def _issue(self, request: Request, due_s: float) -> None:
-        phase: Phase = "warmup" if due_s < self.warm_s else "measured"
+        phase: Phase = "warmup" if self.issued < self.warm_up else "measured"
         if self.in_flight >= self.most_in_flight:
             detail = f"{self.most_in_flight} requests were in flight, as many as this client allows itself"
             self.drop(request, phase, due_s, Failure(kind="dropped", detail=detail))
@@ -84,7 +84,7 @@ def run_virtual_open(
 ) -> VirtualLevel:
     """Run one level on an idle engine: a request at each of the `due_ns` (ns after the start, in order).
 
-    What is due before `spec.warmup_seconds` is warm-up. Beyond `most_in_flight` a request is not sent but recorded as
-    dropped. `stop_early` is asked after each measured record: a reason ends the level.
+    The last `spec.requests` of them are measured, what comes before is warm-up. Beyond `most_in_flight` a request is
+    not sent but recorded as dropped. `stop_early` is asked after each measured record: a reason ends the level.
     """
     return _Open(engine, spec, due_ns, requests, stop_early, client or Client(), most_in_flight).play()

@@ -189,7 +189,7 @@ def only_reason(verdict: LevelVerdict) -> str:
 def test_i1_a_slow_client(loop_ms: float, send_ms: float, told: str) -> None:
     records = closed_loop(4, 100)
     reason = only_reason(judge(records, run_of(records, 4, health=health_of(loop_ms, send_ms))))
-    assert reason.startswith(f"I1: loadproof was too slow itself: {told}, and 2.5 ms are allowed (5% of the tightest")
+    assert reason.startswith(f"I1: loadproof was too slow itself: {told}")
 
 
 def test_i1_is_measured_by_the_tightest_limit() -> None:

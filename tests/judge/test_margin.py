@@ -5,8 +5,9 @@ import pytest
 from fakes.levels import answered, closed_loop, run_of
 
 from orchestrator.judge.cause import JudgedLevel, cause_of_break
+from orchestrator.judge.gaps import NO_OPEN_LOOP, NO_REPLAY, NO_SENTINEL
 from orchestrator.judge.level import judge_level
-from orchestrator.judge.margin import NOT_DONE, CellVerdict, cell_verdict, reading
+from orchestrator.judge.margin import CellVerdict, cell_verdict, reading
 from orchestrator.judge.search import Measure, Outcome, SearchRules, Stop, next_step
 from orchestrator.metrics import level_stats
 from orchestrator.records import (
@@ -22,6 +23,7 @@ from orchestrator.records import (
 )
 
 SLO = Slo()
+NOT_DONE = (NO_SENTINEL, NO_OPEN_LOOP, NO_REPLAY)
 OOM = ServerFailure(failure_class="oom-kv", message="vLLM ran out of GPU memory.", evidence=("a", "b", "c", "d"))
 
 
