@@ -97,7 +97,8 @@ def _figures(cell: CellResult) -> tuple[str, str, str, str]:
 def _reasons(decided: tuple[Card, ...]) -> Iterator[RenderableType]:
     """Where each cell broke and why, one line each."""
     for card in decided:
-        yield _line(f"{card.asked.deployment}, {card.asked.workload}: {card.sentence} {card.why}")
+        barely = f" FRAGILE: {card.fragile}" if card.fragile else ""
+        yield _line(f"{card.asked.deployment}, {card.asked.workload}: {card.sentence} {card.why}{barely}")
 
 
 def _bought(comparison: Comparison) -> Iterator[RenderableType]:

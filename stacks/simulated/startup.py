@@ -74,14 +74,15 @@ def _gib(value: float) -> str:
     return f"{value / GIB:.2f}"
 
 
-def _begin(result: Bill, first: str) -> _Log:
-    """The first line, and the one by which every reader of the log knows that no card is there."""
+def _begin(result: Bill, *first: str) -> _Log:
+    """The first lines, and the one by which every reader of the log knows that no card is there."""
     log = _Log(result.terms.context)
-    log.say(first)
+    for line in first:
+        log.say(line)
     card = result.setup.card
     log.say(f"loadproof: simulated on {card.id if card is not None else 'a CPU'}, which is not there")
-    if (line := fallback_line(result.setup)) is not None:
-        log.say(line)
+    if (unpacked := fallback_line(result.setup)) is not None:
+        log.say(unpacked)
     return log
 
 
@@ -177,8 +178,7 @@ def _llamacpp(result: Bill) -> Startup:
     setup, limits = result.setup, result.limits
     pool = require_pool(result)
     total = result.total_bytes or math.inf
-    log = _begin(result, "build: 0 (simulated)")
-    log.say(f"main: loading model '{setup.checkpoint or setup.model.name}'")
+    log = _begin(result, "build: 0 (simulated)", f"main: loading model '{setup.checkpoint or setup.model.name}'")
     if result.weights.value > total:
         return log.refused(out_of_memory("llamacpp"))
     log.say(
