@@ -17,6 +17,7 @@ from orchestrator.plan.settings import Ramp
 from orchestrator.records import Asked, AskedCell, LevelSpec, Request
 from orchestrator.watch.gpu import GpuInfo
 from stacks.catalog import stack as stack_named
+from stacks.simulated.accuracy import NOTES
 from workloads.arrivals import poisson, schedule
 from workloads.workload import Arrivals
 
@@ -204,7 +205,7 @@ def _cell(plan: Plan, cell: Cell, gpus: Sequence[GpuInfo]) -> AskedCell:
         lengths_forced=deployment.launch == "simulated" or stack.wire(deployment).forces_length,
         signable=workload.signable,
         search=msgspec.to_builtins(search_rules(plan, cell)),
-        notes=(*workload.notes, *stack.notes(deployment)),
+        notes=(*workload.notes, *stack.notes(deployment), *(NOTES if deployment.launch == "simulated" else ())),
         predicted=foreseen.predicted,
         unpredicted=foreseen.unpredicted,
     )

@@ -185,12 +185,12 @@ def measure(
 
 
 def _report(root: Path, *, as_json: bool, open_report: bool) -> None:
-    write_result(root)
-    report = write_report(root)
+    found = write_result(root)
+    report = write_report(root, found=found)
     if as_json:
         click.echo(json.dumps({"event": "report", "path": str(report)}))
     else:
-        click.echo(summary(root))
+        click.echo(summary(root, found))
         click.echo(f"\nReport: {report}")
     if open_report:
         click.launch(report.resolve().as_uri())

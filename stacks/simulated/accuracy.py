@@ -24,5 +24,11 @@ SENTENCE = (
     f"and {ACCURACY.tpot_worst:.0%} at worst, its throughput by {ACCURACY.throughput_median:.0%} and "
     f"{ACCURACY.throughput_worst:.0%}. These are planning figures: measure before you launch."
 )
+NOTES = (
+    "Between stacks only scheduling, memory rules and kernels differ in the simulation, and none has an overhead of "
+    "its own: a few per cent between them say nothing.",
+    "Gaps between single tokens are not simulated: ITL is a mean over an eighth of an answer.",
+)
+"""What a simulated cell cannot show."""
 MARK = "SIMULATED: no card was there, and nothing on this page was measured"
 """On every page."""
