@@ -19,6 +19,7 @@ from orchestrator.watch.gpu import GpuInfo
 from stacks.catalog import stack as stack_named
 from stacks.simulated.accuracy import NOTES
 from workloads.arrivals import poisson, schedule
+from workloads.expected import Expected
 from workloads.workload import Arrivals
 
 
@@ -134,11 +135,18 @@ def open_spec(step: Measure, plan: Plan, cell: Cell) -> LevelSpec:
     if traffic is None:
         return spec
     seconds = max(seconds, min(plan.open_loop.replay_seconds, traffic.length_s(rate)))
-    due = len(traffic.replay(rate, spec.seed, seconds).due_ns)
-    measured = max(10, int((1 - DISCARDED) * due) // 10 * 10)
+    measured = _tens_of(traffic, rate, spec.seed, seconds)
+    while measured < step.looks[-1]:  # fewer came than on average
+        seconds *= 1.05
+        measured = _tens_of(traffic, rate, spec.seed, seconds)
     return msgspec.structs.replace(
         spec, requests=measured, looks=(measured,), min_seconds=seconds, max_seconds=2 * seconds + drain
     )
+
+
+def _tens_of(traffic: Expected, rate: float, seed: int, seconds: float) -> int:
+    """Measured requests of a replay, in whole tens."""
+    return int((1 - DISCARDED) * len(traffic.replay(rate, seed, seconds).due_ns)) // 10 * 10
 
 
 def open_traffic(spec: LevelSpec, plan: Plan, cell: Cell) -> tuple[tuple[int, ...], Iterator[Request]]:

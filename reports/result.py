@@ -60,6 +60,10 @@ class LevelResult(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int
     concurrency: int
     purpose: Purpose
+    rate_per_s: float | None
+    """Of an open level: mean rate at which requests were due; its concurrency is 0, and its times count from due."""
+    arrivals: str
+    """Of an open level: how they came."""
     seed: int
     started_s: float
     ended_s: float
@@ -129,8 +133,10 @@ class CellResult(msgspec.Struct, frozen=True, kw_only=True):
     hardware: Hardware
     levels: tuple[LevelResult, ...]
     """By concurrency, then in the order of measuring."""
+    checks: tuple[LevelResult, ...]
+    """The levels of the open-loop check in the order of measuring: prefill probe, rates, replays."""
     unfinished_concurrency: int | None
-    """The level that was under way when the run ended."""
+    """The level that was under way when the run ended; 0 = an open one."""
     servers: tuple[ServerRecord, ...]
     """One for each attempt that started one; the last is the one that counts."""
     bill: Bill
@@ -183,6 +189,8 @@ def _level(level: Level, started_ns: int, watched: Sequence[Sample], slo: Slo, c
         attempt=commit.attempt,
         concurrency=run.spec.concurrency,
         purpose=run.spec.purpose,
+        rate_per_s=run.spec.rate_per_s,
+        arrivals=run.spec.arrivals,
         seed=run.spec.seed,
         started_s=round((run.started_ns - started_ns) / NS_PER_S, 3),
         ended_s=round((run.ended_ns - started_ns) / NS_PER_S, 3),
@@ -400,6 +408,10 @@ def _cell(cell: Cell, asked: Asked, host: Mapping[str, object], lessons: dict[st
         _level(level, started[level.commit.attempt], watched[level.commit.attempt], asked.slo, counted)
         for level in cell.levels
     )
+    checks = tuple(
+        _level(level, started[level.commit.attempt], watched[level.commit.attempt], asked.slo, Counted())
+        for level in cell.checks
+    )
     try:
         come = _progress(cell)
         search = come.so_far.why if come and come.so_far else ""
@@ -417,6 +429,7 @@ def _cell(cell: Cell, asked: Asked, host: Mapping[str, object], lessons: dict[st
         search=search,
         hardware=_hardware(cell, timeline, host),
         levels=levels,
+        checks=checks,
         unfinished_concurrency=cell.unfinished.concurrency if cell.unfinished else None,
         servers=tuple(attempt.server for attempt in cell.attempts if attempt.server is not None),
         bill=_bill(cell.server, timeline),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -61,6 +62,14 @@ class Expected:
         assert self.arrivals is not None
         return Replay(_bins(self.arrivals, rate_per_s, seed, seconds), None)
 
+    def sha256(self) -> str:
+        """Hash of what is known of it: two with the same hash are replayed alike."""
+        digest = hashlib.sha256(self.name.encode())
+        if self.rows is not None and self.rows.times_s is not None:
+            digest.update(self.rows.times_s.astype("<f8").tobytes() + self.rows.pairs.astype("<i8").tobytes())
+        digest.update(repr(self.arrivals).encode())
+        return digest.hexdigest()
+
     def length_s(self, rate_per_s: float) -> float:
         """Of all of it at a mean rate; 0 = a law has no length."""
         if self.rows is not None and self.rows.times_s is not None:
@@ -72,9 +81,9 @@ class Expected:
 
 
 def expected_rows(name: str, rows: Rows) -> Expected | None:
-    """Rows of a trace; None where they have no times, or all the same one."""
+    """Rows of a trace; None where they have no times, or all within a second."""
     arrivals = arrivals_of(rows)
-    return None if arrivals is None else Expected(name=name, rows=rows, arrivals=arrivals)
+    return None if arrivals is None or arrivals.span_s < 1.0 else Expected(name=name, rows=rows, arrivals=arrivals)
 
 
 def expected_bins(name: str, arrivals: Arrivals | None) -> Expected | None:
@@ -102,19 +111,17 @@ def _bins(arrivals: Arrivals, rate_per_s: float, seed: int, seconds: float) -> t
 
 def _stamps(times_s: NDArray[np.float64], pairs: Pairs, rate_per_s: float, seed: int, seconds: float) -> Replay:
     own = _own_rate(times_s)
+    scale = min(1.0, own / rate_per_s)
+    span = float(times_s[-1]) * scale + scale / own
+    again = np.arange(np.ceil(seconds / span))
+    at = (times_s * scale + span * again[:, None]).ravel()
+    asked = np.tile(pairs, (len(again), 1))
     if rate_per_s < own:
-        kept = uniforms(seed, len(times_s), "thin") < rate_per_s / own
-        at, asked = times_s[kept], pairs[kept]
-    else:
-        at, asked = times_s * (own / rate_per_s), pairs
-    span = float(times_s[-1]) * min(1.0, own / rate_per_s) + 1 / rate_per_s
+        kept = uniforms(seed, len(at), "thin") < rate_per_s / own
+        at, asked = at[kept], asked[kept]
+    first = 0
     if span > seconds and len(at):
-        ends = np.searchsorted(at, at + seconds)
-        first = int((ends - np.arange(len(at))).argmax())
-        at, asked = at[first : ends[first]] - at[first], asked[first : ends[first]]
-    else:
-        again = np.arange(np.ceil(seconds / span))
-        at, asked = (at + span * again[:, None]).ravel(), np.tile(asked, (len(again), 1))
-        inside = at < seconds
-        at, asked = at[inside], asked[inside]
-    return Replay(schedule(at.tolist(), requests=len(at)), asked)
+        first = int((np.searchsorted(at, at + seconds) - np.arange(len(at))).argmax())
+        at = at - at[first]
+    inside = (np.arange(len(at)) >= first) & (at < seconds)
+    return Replay(schedule(at[inside].tolist(), requests=int(inside.sum())), asked[inside])

@@ -95,10 +95,11 @@ def _figures(cell: CellResult) -> tuple[str, str, str, str]:
 
 
 def _reasons(decided: tuple[Card, ...]) -> Iterator[RenderableType]:
-    """Where each cell broke and why, one line each."""
+    """Where each cell broke and why, and what the open-loop check found; one line each."""
     for card in decided:
+        numbers = " ".join(f"{number.name}: {number.value}." for number in card.numbers[1:])
         barely = f" FRAGILE: {card.fragile}" if card.fragile else ""
-        yield _line(f"{card.asked.deployment}, {card.asked.workload}: {card.sentence} {card.why}{barely}")
+        yield _line(f"{card.asked.deployment}, {card.asked.workload}: {card.sentence} {numbers} {card.why}{barely}")
 
 
 def _bought(comparison: Comparison) -> Iterator[RenderableType]:

@@ -89,7 +89,9 @@ def lengths_gap(levels: Sequence[JudgedLevel], c_ok: int) -> str:
 # --- the open-loop check ----------------------------------------------------------------------------------------
 
 
-def open_gaps(stop: Stop | None, rules: SearchRules | None, pending: Measure | None) -> Iterator[str]:
+def open_gaps(
+    levels: Sequence[JudgedLevel], stop: Stop | None, rules: SearchRules | None, pending: Measure | None
+) -> Iterator[str]:
     """Of a cell with a level that holds. `pending`: the step before which the run ended."""
     check = None if stop is None else stop.open_loop
     own = None if rules is None else rules.open_loop
@@ -104,10 +106,23 @@ def open_gaps(stop: Stop | None, rules: SearchRules | None, pending: Measure | N
         yield from _replay_gaps(check, known=own is not None and bool(own.traffic))
     elif check.unknown:
         yield "Which rate of independent arrivals holds is not known: those measurements are INVALID."
+    yield from _open_level_gaps(levels, check)
     if check.drifted:
         yield "The sentinel moved by more than 3 % during the open-loop check: the machine drifted."
     elif check.drifted is None and stop is not None and stop.drifted is not None:
         yield "The sentinel after the open-loop check is INVALID, so a drift during it is not ruled out."
+
+
+def _open_level_gaps(levels: Sequence[JudgedLevel], check: OpenLoop) -> Iterator[str]:
+    """Flags of the open levels that count, and hard breaks at rates that are said to hold."""
+    for run, _, verdict in levels:
+        rate = run.spec.rate_per_s
+        if rate is None or not verdict.valid:
+            continue
+        if verdict.hard_break and rate <= (check.rate_ok or 0.0):
+            yield f"The server broke at {rate:.3g} requests/s: {verdict.hard_break}."
+        if rate in (check.rate_ok, check.rate_sign):
+            yield from (f"At {rate:.3g} requests/s: {flag}" for flag in verdict.flags)
 
 
 def _replay_gaps(check: OpenLoop, *, known: bool) -> Iterator[str]:

@@ -76,7 +76,7 @@ def cell_verdict(
         *level_gaps(levels, found, slo),
         *([] if lengths_forced or found.c_ok is None else [lengths_gap(levels, found.c_ok)]),
         *([] if signable else [CONSTANT]),
-        *(() if refusal else open_gaps(stop, rules, pending)),
+        *(() if refusal else open_gaps(levels, stop, rules, pending)),
     ]
     sentence = refusal or _sentence(levels, found, slo, first_failing, fixed=bool(rules and rules.levels))
     return CellVerdict(

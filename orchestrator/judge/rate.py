@@ -64,8 +64,8 @@ class _Check:
         self._c_ok, self._throughput, self._at_c_ok = c_ok, throughput, at_c_ok
         self._before = before
         self._measured = 0
-        self._invalid = False
-        """A level was INVALID, twice."""
+        self._invalid: set[float] = set()
+        """Rates at which a level was INVALID, twice."""
         self._failed: list[int] = []
         """Twentieths of X that did not hold."""
 
@@ -77,7 +77,7 @@ class _Check:
             throughput=self._throughput,
             rate_ok=rate,
             rate_bad=self._lowest_bad(rate),
-            unknown=rate is None and self._invalid,
+            unknown=rate is None and bool(self._invalid),
             beta=beta,
         )
         if rate is not None:
@@ -101,15 +101,18 @@ class _Check:
             self._measured += 1
             if outcome.valid:
                 return outcome
-        self._invalid = True
+        self._invalid.add(rate)
         return None
 
     def _least_seconds(self) -> float:
         return max(self._own.min_seconds, LENGTH_IN_E2E * (_mean([o.e2e_s for o in self._at_c_ok]) or 0.0))
 
     def _size(self, rate: float) -> int:
-        """Measured requests, in tens: they are 80 % of what is due, and no batch is smaller than c_ok."""
-        least = max(self._own.requests, 10 * self._c_ok, math.ceil(0.8 * self._least_seconds() * rate))
+        """Measured requests, in tens: they are 80 % of what is due, no batch is smaller than c_ok, and without one miss
+        they prove the target (they count for a quarter then)."""
+        provable = 4 * math.log(self._rules.alpha) / math.log(self._rules.target) if self._rules.target < 1 else 0.0
+        seconds = self._least_seconds()
+        least = max(self._own.requests, 10 * self._c_ok, math.ceil(0.8 * seconds * rate), math.ceil(provable))
         return -(-least // 10) * 10
 
     # --- what an output token costs -----------------------------------------------------------------------------
@@ -170,7 +173,8 @@ class _Check:
             fresh = partial(self._ask, "confirm-rate", rate)
             if (yield from confirmed(self._rules, fresh)):
                 return rate
-            self._failed.append(step)
+            if rate not in self._invalid:
+                self._failed.append(step)
         return None
 
     def _lowest_bad(self, rate: float | None) -> float | None:

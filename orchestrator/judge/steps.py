@@ -290,6 +290,8 @@ def searched(outcome: Outcome) -> bool:
 
 
 SEARCHING: frozenset[Purpose] = frozenset(("ladder", "bracket", "bisect", "confirm", "confirm-break", "load"))
+CHECKING: frozenset[Purpose] = frozenset(("prefill", "rate", "confirm-rate", "replay"))
+"""Of the open-loop check."""
 DRIFT = math.log(1.03)
 
 

@@ -112,7 +112,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             "ramp": self.ramp,
         }
         if self.is_checked(workload):
+            traffic = self.expected.get(workload.name)
             document["open_loop"] = self.open_loop
+            document["expected"] = "" if traffic is None else traffic.sha256()
         return hashlib.sha256(msgspec.json.encode(document, order="sorted")).hexdigest()
 
     def expected_seconds(self, cell: Cell) -> float:

@@ -118,8 +118,8 @@ def _least(values: Sequence[float | None]) -> float | None:
 
 
 def _health(cell: CellResult) -> Health:
-    levels = cell.levels
-    served = [level.stats.mean_out_tokens for level in levels if level.stats.mean_out_tokens is not None]
+    levels = (*cell.levels, *cell.checks)
+    served = [v.stats.mean_out_tokens for v in cell.levels if v.stats.mean_out_tokens is not None]
     return Health(
         deployment=cell.asked.deployment,
         workload=cell.asked.workload,
@@ -139,15 +139,15 @@ def _health(cell: CellResult) -> Health:
 
 def _in_flight(level: LevelResult) -> float | None:
     mean = level.stats.mean_in_flight
-    return None if mean is None else mean / level.concurrency
+    return None if mean is None or level.rate_per_s is not None else mean / level.concurrency
 
 
 def remarks(result: Result) -> tuple[Remark, ...]:
     """Why levels are invalid, what is flagged, and verdicts that the raw records do not give again."""
     found = []
     for cell in result.cells:
-        for level in cell.levels:
-            where = f"{cell.asked.deployment}, {cell.asked.workload}, {level.concurrency} users"
+        for level in (*cell.levels, *cell.checks):
+            where = f"{cell.asked.deployment}, {cell.asked.workload}, {_place(level)}"
             found += [Remark(where, f"INVALID: {reason}") for reason in level.verdict.invalid]
             found += [Remark(where, flag) for flag in level.verdict.flags]
             if level.cut:
@@ -155,6 +155,10 @@ def remarks(result: Result) -> tuple[Remark, ...]:
             if level.judged_again == "differs":
                 found.append(Remark(where, "The stored verdict is not the one that the raw records give now."))
     return tuple(found)
+
+
+def _place(level: LevelResult) -> str:
+    return f"{level.concurrency} users" if level.rate_per_s is None else f"{significant(level.rate_per_s)} requests/s"
 
 
 def notes(result: Result) -> tuple[str, ...]:

@@ -43,6 +43,7 @@ from orchestrator.records import (
     ServerStopped,
     Slo,
 )
+from workloads.arrivals import poisson, schedule
 
 MIB = 1 << 20
 TOKENS = 12
@@ -255,7 +256,7 @@ def _spec(cell: FakeCell, step: Measure) -> LevelSpec:
         concurrency=step.concurrency,
         purpose=step.purpose,
         seed=1000 * step.concurrency + step.replicate,
-        requests=max(cell.requests, 10 * step.concurrency if cell.requests >= 60 else 0),
+        requests=step.looks[-1] if step.looks else max(cell.requests, 10 * step.concurrency * (cell.requests >= 60)),
         min_seconds=1.0,
         max_seconds=600.0,
         ramp_seconds=0.0,
@@ -263,6 +264,9 @@ def _spec(cell: FakeCell, step: Measure) -> LevelSpec:
         warmup_seconds=0.0,
         filler_seconds=30.0,
         deadline_seconds=60.0,
+        rate_per_s=step.rate_per_s,
+        arrivals="" if step.rate_per_s is None else "the trace" if step.purpose == "replay" else "poisson",
+        looks=step.looks,
     )
 
 
@@ -277,7 +281,7 @@ def _level(
     level: int,
 ) -> Outcome:
     offset = requests.offset
-    run, records = _load(cell, spec, writer.now_ns, died)
+    run, records = (_load_open if spec.is_open else _load)(cell, spec, writer.now_ns, died)
     watched = _watch(cell, spec, run)
     for record in records:
         requests.append(record)
@@ -303,13 +307,7 @@ def _level(
             workload_sha256=sha256(str(spec.seed).encode()),
         )
     )
-    return Outcome(
-        concurrency=spec.concurrency,
-        purpose=spec.purpose,
-        valid=verdict.valid,
-        verdict=verdict.verdict,
-        hard_break=hard_break,
-    )
+    return Outcome.of(run, stats, verdict)
 
 
 def _load(cell: FakeCell, spec: LevelSpec, start_ns: int, died: bool) -> tuple[LevelRun, list[RequestRecord]]:
@@ -329,6 +327,28 @@ def _load(cell: FakeCell, spec: LevelSpec, start_ns: int, died: bool) -> tuple[L
         if phase == "measured":
             last_measured_end = max(last_measured_end, record.end_ns)
         heapq.heappush(users, (record.end_ns, user))
+    return _ran(cell, spec, start_ns, records)
+
+
+def _load_open(cell: FakeCell, spec: LevelSpec, start_ns: int, died: bool) -> tuple[LevelRun, list[RequestRecord]]:
+    """An open loop in virtual time: a request is as slow as the requests under way make it."""
+    noise, warm_up = random.Random(spec.seed), spec.requests // 4
+    ends: list[int] = []
+    records: list[RequestRecord] = []
+    for seq, due in enumerate(schedule(poisson(spec.rate_per_s or 0.0, spec.seed), requests=spec.requests + warm_up)):
+        while ends and ends[0] <= start_ns + due:
+            heapq.heappop(ends)
+        phase: Phase = "warmup" if seq < warm_up else "measured"
+        record = _request(cell, len(ends) + 1, seq, phase, start_ns + due, 0, noise, died)
+        records.append(msgspec.structs.replace(record, user=None))
+        heapq.heappush(ends, record.end_ns)
+    return _ran(cell, spec, start_ns, records)
+
+
+def _ran(
+    cell: FakeCell, spec: LevelSpec, start_ns: int, records: list[RequestRecord]
+) -> tuple[LevelRun, list[RequestRecord]]:
+    c = spec.concurrency
     measured = [record for record in records if record.phase == "measured"]
     t_a, t_b = measured[0].sent_ns, measured[-1].sent_ns
     ended_ns = max(record.end_ns for record in records)
@@ -403,7 +423,7 @@ def _memory(cell: FakeCell, at_ns: int, mib: float) -> Sample:
 
 
 def _watch(cell: FakeCell, spec: LevelSpec, run: LevelRun) -> list[Sample]:
-    c, found = spec.concurrency, []
+    c, found = spec.concurrency or 8, []
     for at_ns in range(run.started_ns, run.ended_ns, NS_PER_S):
         found.append(_memory(cell, at_ns, cell.base_mib + cell.mib_per_user * c))
         running = min(c, cell.slots)

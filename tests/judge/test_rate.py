@@ -173,10 +173,27 @@ def test_levels_are_long_enough() -> None:
     assert (prefill.concurrency, prefill.min_seconds, prefill.rate_per_s) == (C_OK, 60, None)
 
 
+def test_levels_are_large_enough_to_prove_a_high_target() -> None:
+    given = msgspec.structs.replace(rules(), target=0.995)
+    _, history, _ = walk(lambda step: Said(), given)
+    open_levels = [o for o in history if o.rate_per_s is not None]
+    assert open_levels
+    assert all(len(o.good) * o.batch >= 4 * 780 for o in open_levels), "0.02 ** (1 / 780) > 0.995"
+
+
 def test_a_client_that_is_too_slow_is_not_the_servers_fault() -> None:
     steps, check = found(lambda step: Said(valid=step.rate_per_s is None))
     assert tried(steps, "rate") == [0.80, 0.80, 0.75, 0.75]
     assert (check.rate_ok, check.unknown) == (None, True)
+
+
+def test_a_rate_that_was_measured_invalidly_is_no_rate_that_did_not_hold() -> None:
+    def answer(step: Measure) -> Said:
+        return Said(valid=step.purpose != "confirm-rate") if (step.rate_per_s or 0) > 0.75 * X else Said()
+
+    _, check = found(answer)
+    assert check.rate_ok == pytest.approx(0.75 * X)
+    assert (check.rate_bad, check.unknown) == (None, False)
 
 
 def test_the_sentinel_is_looked_at_once_more() -> None:
