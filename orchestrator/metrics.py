@@ -339,6 +339,7 @@ def counter_difference(samples: Sequence[Sample], name: str, window: Window) -> 
 
 
 MEMORY_SOURCES = (
+    ("engine", "memory_used_bytes", "memory of the simulated card, as it reports"),
     ("gpu:", "memory_ours_bytes", "GPU memory of the server's processes"),
     ("gpu:", "memory_used_bytes", "GPU memory in use on the card"),
     ("container", "memory_used_bytes", "memory of the container"),

@@ -358,8 +358,9 @@ class ServerRecord(Record, frozen=True, kw_only=True):
 
     deployment: str
     stack: str
-    launch: Literal["docker", "process", "external"]
+    launch: Literal["docker", "process", "external", "simulated"]
     base_url: str
+    """Where it answers; ``simulated:CARD`` for a server in virtual time, which nobody can reach."""
     argv: tuple[str, ...] = ()
     env: dict[str, str] = {}
     secret_env: tuple[str, ...] = ()
@@ -458,6 +459,10 @@ class AskedCell(Record, frozen=True, kw_only=True):
     context_tokens: int | None = None
     max_concurrency: int | None = None
     gpus: tuple[str, ...] = ()
+    card: str = ""
+    """The simulated card; "" = a real machine."""
+    simulated: bool = False
+    """No card was there: times and memory are those of a model of it."""
     workload_title: str = ""
     workload_source: str = ""
     mean_prompt_tokens: float | None = None

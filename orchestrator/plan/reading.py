@@ -20,6 +20,7 @@ from orchestrator.plan.overrides import apply_overrides
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.secrets import secret_places
 from orchestrator.plan.settings import Budget, Frontier, ModelSettings, OpenLoop, Ramp, Soak, WorkloadSettings
+from orchestrator.plan.simulated import check_together
 from orchestrator.plan.tables import Findings, is_deeper_than, shown
 from orchestrator.plan.workloads import read_workload, within_context
 from orchestrator.records import Demand, Slo
@@ -115,6 +116,7 @@ def _read(
     frontier = read_frontier(document, findings)
     workloads, lengths = _workloads(document, seed, around.base, deployments, frontier, findings)
     _check_ramp(ramp, findings)
+    check_together(deployments, slo, findings)
     expected = expected_traffic(open_loop, ramp, workloads, lengths, around.base, findings)
     return Plan(
         text=text,
