@@ -279,6 +279,8 @@ class LevelStats(Record, frozen=True, kw_only=True):
     """Of an open level, as the next one."""
     in_flight_p95: float | None = None
     """In-flight that was not exceeded in 95 % of the time of the steady window."""
+    in_flight_sampled: float | None = None
+    """Of an open level: mean in flight at the moments at which the engine told what runs."""
     memory_peak_bytes: int | None = None
     """Largest memory of the server seen during the level: GPU memory, else container memory, else PSS of its tree."""
     memory_source: str | None = None
