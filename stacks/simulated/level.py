@@ -118,7 +118,7 @@ class Level:
     def advance(self, until_s: float) -> None:
         """To the next event, with a look once a second of virtual time at what the metrics page would say."""
         engine = self.engine
-        ended, failed = engine.advance(until_s)
+        ended, failed = engine.advance(min(until_s, self._next_sample_s))
         if engine.now_s >= self._next_sample_s:
             self._next_sample_s = engine.now_s + SAMPLE_S
             self.samples.append(Sample(at_ns=ns(engine.now_s), source="engine", values=engine_values(engine)))
