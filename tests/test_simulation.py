@@ -244,9 +244,10 @@ def test_a_cell_can_be_signed(tmp_path: Path) -> None:
     """The whole method: search, fresh runs, sentinels, rates of independent arrivals, the replay of a real day."""
     found = result(read_run(simulate(tmp_path / "run", OPEN)))
     (cell,) = found.cells
-    purposes = {level.purpose for level in (*cell.levels, *cell.checks)}
+    levels = (*cell.levels, *cell.checks)
+    purposes = {level.purpose for level in levels}
     assert {"sentinel", "bracket", "confirm", "prefill", "rate", "confirm-rate", "replay"} <= purposes
-    assert {level.judged_again for level in (*cell.levels, *cell.checks)} == {"same"}
+    assert {level.judged_again for level in levels} == {"same"}
     assert cell.verdict.missing == ()
     assert cell.verdict.verdict == "SIGNED"
     assert cell.verdict.open_loop is not None

@@ -181,7 +181,7 @@ def _throttled(run: LevelRun, samples: Sequence[Sample], rules: LevelRules) -> I
 
 
 def _engine_differs(stats: LevelStats) -> float | None:
-    """Of an open level at the moments of the engine's samples, since what is in flight goes up and down between them."""
+    """Of an open level at the moments of the engine's samples, since what is in flight changes between them."""
     here = stats.mean_in_flight if stats.in_flight_sampled is None else stats.in_flight_sampled
     if stats.running_mean is None or stats.waiting_mean is None or not here:
         return None
