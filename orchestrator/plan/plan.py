@@ -201,7 +201,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         least = _FULL_REQUESTS if ramp.method == "full" else ramp.requests
         requests = max(least, ramp.requests_per_user * concurrency)
         measured = max(ramp.min_seconds, requests / concurrency * request_s)
-        return min(ramp.max_seconds, rising + (ramp.warmup_generations + 1) * request_s + measured)
+        return min(ramp.longest_s, rising + (ramp.warmup_generations + 1) * request_s + measured)
 
 
 def _start_seconds(deployment: Deployment) -> float:

@@ -211,5 +211,5 @@ def _check_names(named: Iterable[tuple[str, str | None]], findings: Findings) ->
 def _check_ramp(ramp: Ramp, findings: Findings) -> None:
     if ramp.start > ramp.max:
         findings.add("ramp.start", f"is {ramp.start}, above ramp.max, which is {ramp.max}.")
-    if ramp.min_seconds > ramp.max_seconds:
-        findings.add("ramp.min_seconds", f"is {ramp.min_seconds:g}, above ramp.max_seconds ({ramp.max_seconds:g}).")
+    if ramp.min_seconds > ramp.longest_s:
+        findings.add("ramp.min_seconds", f"is {ramp.min_seconds:g}, above ramp.max_seconds ({ramp.longest_s:g}).")
