@@ -1,7 +1,12 @@
-import re
+import itertools
 import xml.etree.ElementTree as ET
 
-from reports.charts import Curve, Mark, bill_chart, concurrency_chart, memory_chart
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reports.axes import Scale, decade_ticks, even_ticks, octave_ticks, stepped
+from reports.charts import Curve, LengthCurve, Mark, bill_chart, concurrency_chart, length_chart, memory_chart
 
 MARKS = (
     Mark(1, 40.0, "PASS", True),
@@ -10,10 +15,6 @@ MARKS = (
     Mark(8, None, "FAIL", True),
     Mark(3, 500.0, "INVALID", False),
 )
-
-
-def paths(svg: str) -> int:
-    return len(re.findall(r'<path [^>]*aria-|<path transform="translate', svg))
 
 
 def chart(**more: object) -> str:
@@ -29,7 +30,7 @@ def test_a_picture_is_well_formed_and_tells_what_it_shows() -> None:
     root = ET.fromstring(chart())
     assert root.get("role") == "img"
     assert root.get("aria-label") == "TTFT. words"
-    words = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    words = [text.text for text in root.iter("text")]
     assert "ms, log scale" in words
     assert "concurrent users, log scale" in words
 
@@ -45,10 +46,22 @@ def test_colours_are_variables_of_the_page() -> None:
 def test_verdicts_differ_in_shape_and_a_level_without_value_is_still_drawn() -> None:
     with_all = chart()
     without = concurrency_chart([Curve(MARKS[:3], None, 0)], title="T", unit="ms", described="", limit=400.0)
-    points = re.findall(r'<path transform="translate\(([\d.]+),([\d.]+)\)" d="([^"]+)"', with_all)
-    assert len(points) == 5
-    assert len({shape.split(",")[0] for *_, shape in points}) == 3
-    assert len(re.findall(r'<path transform="translate', without)) == 3
+    marks = [mark.attrib for mark in ET.fromstring(with_all).iter("path") if mark.get("class") == "mark"]
+    assert [mark["data-users"] for mark in marks] == ["1", "2", "4", "8", "3"]
+    assert len({mark["d"] for mark in marks}) == 3
+    assert len({mark["transform"] for mark in marks}) == 5
+    assert without.count('class="mark"') == 3
+
+
+def test_a_mark_says_its_value_and_a_curve_its_name() -> None:
+    said = "900 ms (<850> to 950 ms)"
+    drawn = concurrency_chart(
+        [Curve((Mark(4, 900.0, "FAIL", True, said),), None, 2, 'a "b" <c>')], title="T", unit="ms", described=""
+    )
+    (curve,) = [g for g in ET.fromstring(drawn).iter("g") if g.get("class") == "curve"]
+    assert (curve.get("data-name"), curve.get("data-slot")) == ('a "b" <c>', "2")
+    (mark,) = [path for path in curve.iter("path") if path.get("class") == "mark"]
+    assert (mark.get("data-word"), mark.findtext("title")) == ("FAIL", said)
 
 
 def test_a_share_is_drawn_from_0_to_100_percent() -> None:
@@ -88,3 +101,52 @@ def test_nothing_to_draw_is_no_error() -> None:
     assert "<svg" in concurrency_chart(
         [Curve((Mark(4, 0.0, "PASS", True),), None, 0)], title="T", unit="ms", described=""
     )
+
+
+def test_lengths_are_drawn_from_their_first_to_their_last() -> None:
+    counts = [0] * 36
+    counts[10], counts[12] = 3, 1
+    curves = [LengthCurve("asked", tuple(counts)), LengthCurve("served", tuple(counts))]
+    drawn = length_chart(curves, title="Prompt lengths", described="p50 32")
+    words = [text.text for text in ET.fromstring(drawn).iter("text")]
+    assert "tokens, log scale" in words
+    assert {"32", "64", "60%"} <= set(words)
+    assert "1,024" not in words
+    assert drawn.count('opacity=".3"') == 1
+
+
+# --- axes -------------------------------------------------------------------------------------------------------
+
+
+@given(st.floats(0, 1e9), st.floats(1e-3, 1e9))
+def test_even_ticks_are_few_round_and_within(low: float, width: float) -> None:
+    ticks = even_ticks(low, low + width)
+    assert 1 <= len(ticks) <= 7
+    assert all(low - width * 1e-6 <= tick <= low + width * (1 + 1e-6) for tick in ticks)
+    steps = {f"{after - before:.3g}" for before, after in itertools.pairwise(ticks)}
+    assert len(steps) <= 1 or low > 1e3 * width
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [(3, 70, [5, 10, 20, 50]), (0.4, 3, [0.5, 1, 2]), (1, 1e9, [1, 10, 100, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9])],
+)
+def test_decade_ticks(low: float, high: float, ticks: list[float]) -> None:
+    assert decade_ticks(low, high) == ticks
+
+
+def test_octave_ticks_thin_out() -> None:
+    assert octave_ticks(1.7, 19) == [2, 4, 8, 16]
+    assert octave_ticks(1, 2**18) == [2.0**i for i in range(0, 19, 3)]
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_a_scale_keeps_within_its_ends(log: bool) -> None:
+    scale = Scale(1, 100, 200, 20, log)
+    assert [scale.at(v) for v in (1, 100, 1000, 0.001)] == [200, 20, 20, 200]
+    assert scale.at(10) == pytest.approx(110 if log else 183.6, abs=0.1)
+
+
+def test_a_stepped_line_keeps_each_value_until_the_next() -> None:
+    assert stepped([(0, 1), (2, 5), (3, 4)]) == [(0, 1), (2, 1), (2, 5), (3, 5), (3, 4)]
+    assert stepped([]) == []
