@@ -18,7 +18,7 @@ from orchestrator.journal import RunFiles, hash_files, sha256
 from orchestrator.judge.level import judge_level
 from orchestrator.judge.margin import CellVerdict, cell_verdict
 from orchestrator.judge.search import Outcome, SearchRules, Stop, next_step
-from orchestrator.metrics import Series, level_stats, measured_records, output_arrivals, steady_window
+from orchestrator.metrics import Series, TokenEvents, level_stats, measured_records, output_arrivals, steady_window
 from orchestrator.records import (
     AskedCell,
     ClientHealth,
@@ -169,9 +169,10 @@ def _level(level: Level, started_ns: int, watched: Sequence[Sample], slo: Slo, c
     commit = level.commit
     run, verdict, stats = commit.run, commit.verdict, commit.stats
     records = level.records()
+    events = TokenEvents.of(records)
     counted.add(records)
     samples = [sample for sample in watched if run.started_ns <= sample.at_ns <= commit.at_ns]
-    arrivals = output_arrivals(records, (run.started_ns, run.ended_ns))
+    arrivals = output_arrivals(records, (run.started_ns, run.ended_ns), events)
     power = _power_w(samples, run)
     rate = stats.output_tokens_per_s
     return LevelResult(
@@ -189,10 +190,10 @@ def _level(level: Level, started_ns: int, watched: Sequence[Sample], slo: Slo, c
         health=run.health,
         workload_sha256=commit.workload_sha256,
         list_sha256=_list_sha256(records, run.spec.requests),
-        kv_held_tokens=held_tokens(records),
-        judged_again="same" if _agrees(commit, records, samples, slo) else "differs",
+        kv_held_tokens=held_tokens(records, events),
+        judged_again="same" if _agrees(commit, records, events, samples, slo) else "differs",
         certainty=certainty(run, records, slo, arrivals),
-        compat=compat(records),
+        compat=compat(records, events),
         course=course(run, records, samples, arrivals),
         tokens_from=tuple(sorted({r.tokens_from for r in records if r.failure is None})),
         power_w=power,
@@ -215,9 +216,11 @@ def _power_w(samples: Sequence[Sample], run: LevelRun) -> float | None:
     return float(sum(values.mean() for values in read)) if read else None
 
 
-def _agrees(commit: LevelCommitted, records: Sequence[RequestRecord], samples: Sequence[Sample], slo: Slo) -> bool:
+def _agrees(
+    commit: LevelCommitted, records: Sequence[RequestRecord], events: TokenEvents, samples: Sequence[Sample], slo: Slo
+) -> bool:
     """Judge the level again from its raw records: the same counts and the same words?"""
-    stats = level_stats(commit.run, records, samples, slo)
+    stats = level_stats(commit.run, records, samples, slo, events=events)
     verdict = judge_level(commit.run, stats, records, samples, slo, hard_break=commit.verdict.hard_break)
     return (stats.offered, stats.good, stats.failed, verdict.valid, verdict.verdict) == (
         commit.stats.offered,
