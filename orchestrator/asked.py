@@ -76,6 +76,7 @@ def asked(plan: Plan, gpus: Sequence[GpuInfo] = ()) -> Asked:
         slo=plan.slo,
         cells=tuple(_cell(plan, cell, gpus) for cell in plan.cells()),
         budget_minutes=plan.budget.minutes,
+        cost=plan.cost,
     )
 
 

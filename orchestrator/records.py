@@ -396,6 +396,16 @@ class Predicted(Record, frozen=True, kw_only=True):
 # --- what the plan asked for ------------------------------------------------------------------------------------
 
 
+class Cost(Record, frozen=True, kw_only=True):
+    """What an hour costs, as the plan says it."""
+
+    gpu_hour: float | None = None
+    """Of one card."""
+    currency: str = "USD"
+    hour: dict[str, float] = {}
+    """Of a whole deployment, by its name: where it is not its cards times `gpu_hour`."""
+
+
 class AskedCell(Record, frozen=True, kw_only=True):
     """One cell as the plan resolved it: what a reader must know without the plan's models, traces and secrets."""
 
@@ -433,6 +443,7 @@ class Asked(Record, frozen=True, kw_only=True):
     slo: Slo = Slo()
     cells: tuple[AskedCell, ...] = ()
     budget_minutes: float | None = None
+    cost: Cost = Cost()
 
 
 # --- the journal ------------------------------------------------------------------------------------------------

@@ -37,6 +37,11 @@ def count(value: float | None) -> str:
     return NONE if value is None else f"{round(value):,}"
 
 
+def money(amount: float | None, currency: str) -> str:
+    """``0.42 USD``."""
+    return NONE if amount is None else f"{significant(amount)} {currency}"
+
+
 def latency(ms: float | None) -> str:
     """Milliseconds in the unit that reads best."""
     if ms is None:

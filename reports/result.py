@@ -22,6 +22,7 @@ from orchestrator.metrics import Series, TokenEvents, level_stats, measured_reco
 from orchestrator.records import (
     AskedCell,
     ClientHealth,
+    Cost,
     LevelCommitted,
     LevelRun,
     LevelStats,
@@ -36,6 +37,7 @@ from orchestrator.records import (
 from reports.certainty import Certainty, certainty
 from reports.compat import Compat, compat
 from reports.course import Course, course
+from reports.economy import Economy, cards_of, economy
 from reports.ledger import Ledger, held_tokens, ledger
 from reports.reconcile import Lesson, Reconciliation, lesson_of, reconcile
 from reports.run import Attempt, Cell, Level, Run, read_run
@@ -136,6 +138,7 @@ class CellResult(msgspec.Struct, frozen=True, kw_only=True):
     reconciliation: Reconciliation
     timeline: Timeline
     traffic: Traffic
+    economy: Economy = Economy()
     incidents: tuple[Incident, ...]
 
 
@@ -152,6 +155,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     note: str
     openings: int
     slo: Slo
+    cost: Cost = Cost()
     budget_minutes: float | None
     host: dict[str, str | float | None]
     plan_sha256: str
@@ -387,7 +391,30 @@ def _ledger(cell: Cell, watched: dict[int, list[Sample]], levels: Sequence[Level
     return ledger(attempt, watched[attempt.number], own, {level.level: level.kv_held_tokens for level in levels})
 
 
-def _cell(cell: Cell, slo: Slo, host: Mapping[str, object], lessons: dict[str, Lesson]) -> CellResult:
+def _economy(
+    cell: Cell, verdict: CellVerdict, levels: Sequence[LevelResult], watched: dict[int, list[Sample]], cost: Cost
+) -> Economy:
+    """At the point that may be signed if it was measured, else at the most that held."""
+    held = {v.concurrency: v for v in sorted(levels, key=_order) if v.verdict.valid and v.verdict.verdict == "PASS"}
+    signed = verdict.c_sign in held
+    at = held.get(verdict.c_sign or 0) if signed else held.get(verdict.c_ok or 0)
+    seen = {s.source for samples in watched.values() for s in samples if s.source.startswith("gpu:")}
+    return economy(
+        at.stats if at else None,
+        at.concurrency if at else None,
+        at.power_w if at else None,
+        signed=signed,
+        asked=cell.asked,
+        cost=cost,
+        cards=cards_of(cell.asked, len(seen)),
+    )
+
+
+def _order(level: LevelResult) -> int:
+    return level.level
+
+
+def _cell(cell: Cell, slo: Slo, cost: Cost, host: Mapping[str, object], lessons: dict[str, Lesson]) -> CellResult:
     watched = {attempt.number: attempt.samples() for attempt in cell.attempts}
     started = {attempt.number: attempt.started_ns for attempt in cell.attempts}
     timeline = _timeline(cell, watched)
@@ -401,6 +428,7 @@ def _cell(cell: Cell, slo: Slo, host: Mapping[str, object], lessons: dict[str, L
         search = stop.why if stop else ""
     except JournalError as error:
         stop, search = None, str(error)
+    verdict = _verdict(cell, stop, slo)
     life = _ledger(cell, watched, levels)
     bill = reconcile(cell.asked.predicted, cell.asked.unpredicted, cell.server, life, lessons)
     if bill.key and (lesson := lesson_of(bill)):
@@ -409,7 +437,7 @@ def _cell(cell: Cell, slo: Slo, host: Mapping[str, object], lessons: dict[str, L
         asked=cell.asked,
         outcome=_outcome(cell),
         note=cell.finished.note if cell.finished else "",
-        verdict=_verdict(cell, stop, slo),
+        verdict=verdict,
         search=search,
         hardware=_hardware(cell, timeline, host),
         levels=levels,
@@ -420,6 +448,7 @@ def _cell(cell: Cell, slo: Slo, host: Mapping[str, object], lessons: dict[str, L
         reconciliation=bill,
         timeline=timeline,
         traffic=traffic(counted, cell.asked),
+        economy=_economy(cell, verdict, levels, watched, cost),
         incidents=tuple(_incidents(cell)),
     )
 
@@ -443,11 +472,12 @@ def result(run: Run) -> Result:
         note=run.closed.note if run.closed else "",
         openings=run.openings,
         slo=run.asked.slo,
+        cost=run.asked.cost,
         budget_minutes=run.asked.budget_minutes,
         host=dict(sorted(opened.host.items())),
         plan_sha256=opened.plan_sha256,
         overrides=opened.overrides,
-        cells=tuple(_cell(cell, run.asked.slo, opened.host, lessons) for cell in run.cells),
+        cells=tuple(_cell(cell, run.asked.slo, run.asked.cost, opened.host, lessons) for cell in run.cells),
         files={name: digest for name, digest in hash_files(run.path) if _is_raw(name)},
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from orchestrator.plan.settings import Budget, ModelSettings, Ramp, WorkloadSettings
-from orchestrator.records import SCHEMA, Slo
+from orchestrator.records import SCHEMA, Cost, Slo
 from stacks.base import Deployment
 from workloads.workload import Workload
 
@@ -30,7 +30,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     """`DEPLOYMENT--WORKLOAD`: unique in the plan, and safe as a file name and as a container name."""
     fingerprint: str
-    """SHA-256 over all that could change the result. Not in it: the budget, which only says when to stop."""
+    """SHA-256 over all that could change the result. Not in it: the budget, which only says when to stop, and
+    the prices."""
     deployment: Deployment
     workload: WorkloadSettings
 
@@ -50,6 +51,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     workloads: tuple[WorkloadSettings, ...]
     ramp: Ramp
     budget: Budget
+    cost: Cost = Cost()
     lengths: Mapping[str, Workload]
     """The length pairs of each workload, by its name."""
 

@@ -17,10 +17,10 @@ from orchestrator.plan.deployments import Surroundings, read_defaults, read_depl
 from orchestrator.plan.overrides import apply_overrides
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.secrets import secret_places
-from orchestrator.plan.settings import Budget, ModelSettings, Ramp, WorkloadSettings
-from orchestrator.plan.tables import Findings, is_deeper_than, shown
+from orchestrator.plan.settings import BOUNDS, Budget, ModelSettings, Ramp, WorkloadSettings
+from orchestrator.plan.tables import Findings, is_deeper_than, nearest, shown
 from orchestrator.plan.workloads import read_workload, within_context
-from orchestrator.records import Slo
+from orchestrator.records import Cost, Slo
 from stacks.base import Deployment
 from workloads.workload import Workload
 
@@ -30,7 +30,7 @@ DEEPEST = 16
 MOST_ENTRIES = 256
 """Deployments, and workloads, of one plan."""
 
-_KEYS = ("title", "seed", "model", "slo", "defaults", "deployment", "workload", "ramp", "budget")
+_KEYS = ("title", "seed", "model", "slo", "defaults", "deployment", "workload", "ramp", "budget", "cost")
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._]|-(?!-)){0,62}[A-Za-z0-9]|[A-Za-z0-9]")
 
 
@@ -106,6 +106,7 @@ def _read(
     deployments = _deployments(document, model, around, findings)
     workloads, lengths = _workloads(document, seed, around.base, deployments, findings)
     _check_ramp(ramp, findings)
+    cost = _cost(document, deployments, findings)
     return Plan(
         text=text,
         path=around.base / name,
@@ -118,6 +119,7 @@ def _read(
         workloads=workloads,
         ramp=ramp,
         budget=budget,
+        cost=cost,
         lengths=lengths,
     )
 
@@ -161,6 +163,19 @@ def _workloads(
         if entry is not None
     ]
     return tuple(settings for settings, _ in fitted), {settings.name: workload for settings, workload in fitted}
+
+
+def _cost(document: Mapping[str, Any], deployments: Sequence[Deployment], findings: Findings) -> Cost:
+    cost = findings.read_optional(document, Cost, "cost")
+    if not 0 < len(cost.currency) <= 8 or not cost.currency.isprintable():
+        findings.add("cost.currency", f"found {shown(cost.currency)}, expected a short name.", 'Write it like "EUR".')
+    names = [deployment.name for deployment in deployments]
+    for name, price in cost.hour.items():
+        if name not in names:
+            findings.add(f"cost.hour.{name[:60]}", "there is no such deployment.", nearest(name, names))
+        elif not BOUNDS["gpu_hour"].holds(price):
+            findings.add(f"cost.hour.{name}", f"found {shown(price)}, allowed is {BOUNDS['gpu_hour']}.")
+    return cost
 
 
 def _check_names(names: Sequence[str | None], key: str, findings: Findings) -> None:

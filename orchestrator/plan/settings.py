@@ -131,5 +131,6 @@ BOUNDS = {
     "filler_seconds": Bound(0, 86_400),
     "deadline_seconds": Bound(0, 86_400, above=True),
     "minutes": Bound(0, 100_000, above=True),
+    "gpu_hour": Bound(0, 1_000_000, above=True),
 }
 """By key; a key means the same in every table. Each element of a list is held to its key's bound."""

@@ -7,11 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from orchestrator.records import AskedCell, LevelStats, Percentiles, Slo
-from reports.figures import NONE, count, latency, percent, significant, size
+from reports.economy import Economy
+from reports.figures import NONE, count, latency, money, percent, significant, size
 from reports.result import CellResult, LevelResult, Result
-
-_MJ_PER_KWH = 3.6
-"""So that J a token, which is MJ a million tokens, becomes kWh a million."""
 
 NO_VALUE = "no value"
 """A percentile that lies among the failed requests."""
@@ -131,7 +129,7 @@ def _card(cell: CellResult, anchor: str, slo: Slo) -> Card:
         holds=count(verdict.c_ok),
         breaks=_breaks(cell),
         span=_span(cell),
-        checks=(*_checks(ok, bad, slo), *_energy_check(ok, bad)),
+        checks=(*_checks(ok, bad, slo), *_economy_checks(cell.economy)),
         ok_users=ok.concurrency if ok else None,
         bad_users=bad.concurrency if bad else None,
         why=_why(cell),
@@ -249,13 +247,24 @@ def _checks(ok: LevelResult | None, bad: LevelResult | None, slo: Slo) -> tuple[
     return tuple(rows)
 
 
-def _energy_check(ok: LevelResult | None, bad: LevelResult | None) -> tuple[Check, ...]:
-    """Energy of a million output tokens; () where no card told its power."""
-    used = [level.energy_j_per_output_token if level else None for level in (ok, bad)]
-    if used == [None, None]:
-        return ()
-    texts = [NONE if joules is None else f"{significant(joules / _MJ_PER_KWH)} kWh" for joules in used]
-    return (Check("Energy, 1M tok", "energy", "", texts[0], texts[1], False, False),)
+def cost_text(found: Economy) -> str:
+    """Of a million output tokens; "" where the plan gives no price for it."""
+    return "" if found.unpriced else money(found.cost_per_million_output_tokens, found.currency)
+
+
+def energy_text(found: Economy) -> str:
+    """Of a million output tokens; "" where neither a card told its power nor a price makes one ask for it."""
+    if found.unmetered:
+        return "not measured" if found.cost_per_million_output_tokens is not None else ""
+    return f"{significant(found.kwh_per_million_output_tokens)} kWh"
+
+
+def _economy_checks(found: Economy) -> tuple[Check, ...]:
+    """Cost and energy of a million output tokens, at the point that may be signed or held; never where it broke."""
+    at = "" if found.concurrency is None else f"{found.concurrency:,} user{'' if found.concurrency == 1 else 's'}"
+    where = f"at {at}" if found.point == "signed" else ""
+    rows = (("Cost, 1M tok", "cost", cost_text(found)), ("Energy, 1M tok", "energy", energy_text(found)))
+    return tuple(Check(name, term, where, said, NONE, False, False) for name, term, said in rows if said)
 
 
 def _share_check(name: str, term: str, limit: str, ok: LevelStats | None, bad: LevelStats | None, *, slo: Slo) -> Check:

@@ -13,7 +13,7 @@ from fakes.hostile_run import HOSTILE, hostile
 import reports
 from reports.comparison import compare
 from reports.html import render_comparison, write_report
-from reports.result import result, write_result
+from reports.result import encode, result, write_result
 from reports.run import read_run
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "reports"
@@ -69,6 +69,22 @@ def test_golden(report: Path, page: str, update: bool) -> None:
     if update:
         golden.write_text(found, encoding="utf-8")
     assert found == golden.read_text(encoding="utf-8"), "run pytest with --update and look at the difference"
+
+
+def test_the_golden_of_a_real_run(tmp_path: Path, update: bool) -> None:
+    """Real llama.cpp under the demo's plan (tests/data/runs/README.md): every number, and the page byte for byte."""
+    run = Path(__file__).parent.parent / "data" / "runs" / "llamacpp-demo"
+    found = result(read_run(run))
+    assert [(c.verdict.verdict, c.verdict.c_ok) for c in found.cells] == [("PROVISIONAL", n) for n in (1, 2, 1, 2)]
+    page = write_report(run, tmp_path / "report.html", found=found).read_bytes()
+    told = {
+        "result.json": (GOLDEN / "llamacpp-demo.json", encode(found)),
+        "report.html": (GOLDEN / "llamacpp-demo.sha256", hashlib.sha256(page).hexdigest().encode() + b"\n"),
+    }
+    for name, (golden, data) in told.items():
+        if update:
+            golden.write_bytes(data)
+        assert golden.read_bytes() == data, f"{name} is another: run pytest with --update and look at the difference"
 
 
 def test_the_same_bytes_for_the_same_run(one: Path, tmp_path: Path) -> None:
