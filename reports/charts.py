@@ -7,7 +7,7 @@ scripts run, stands in its attributes and in the titles of its marks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from markupsafe import Markup, escape
@@ -116,8 +116,9 @@ def concurrency_chart(
     return drawing(parts, f"{title}. {described}", WIDTH, foot + _FOOT, "levels")
 
 
-def _left(labels: Iterator[str]) -> float:
-    return 12 + max(map(text_width, labels), default=0)
+def _left(labels: Iterable[str]) -> float:
+    """Where a plot begins: its values beside it, and charts side by side in one line as far as they go."""
+    return 12 + max(36.0, *map(text_width, labels))
 
 
 def _limit(y: float, left: float) -> Iterator[str]:

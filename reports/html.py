@@ -29,8 +29,11 @@ _PLAN_CHARACTERS = 64 * 1024
 
 
 def _shown(value: Any) -> Any:
-    """What a template prints: untrusted strings cleaned and bounded (Jinja escapes them afterwards)."""
-    return figures.clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    """What a template prints: untrusted strings cleaned and bounded (Jinja escapes them afterwards), numbers kept on
+    the line of their units."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return figures.with_units(figures.clean(value))
 
 
 def _clip(value: str, limit: int) -> Markup:
@@ -67,7 +70,9 @@ def _environment() -> Environment:
         "count": figures.count,
         "duration": figures.duration,
         "latency": figures.latency,
+        "limit": figures.limit,
         "percent": figures.percent,
+        "target": figures.target,
         "significant": figures.significant,
         "size": figures.size,
         "percentile": decision.percentile_text,
@@ -123,6 +128,7 @@ def render(found: Result, plan_text: str) -> str:
         notes=belief.notes(found),
         started=repeat.started(found),
         host=repeat.host_rows(found),
+        gpus=repeat.gpus(found),
         draws=repeat.draws(found),
         command=repeat.command(found),
         plan=_clip(plan_text, _PLAN_CHARACTERS),

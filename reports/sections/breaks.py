@@ -10,7 +10,7 @@ from markupsafe import Markup
 from orchestrator.records import Slo
 from reports.certainty import Estimate
 from reports.charts import Curve, Mark, concurrency_chart
-from reports.figures import NONE, latency, percent, significant
+from reports.figures import NONE, latency, limit, percent, significant, target
 from reports.result import CellResult, LevelResult, Result
 from reports.sections.belief import interval
 from reports.sections.decision import NO_VALUE, broke_at
@@ -160,11 +160,11 @@ def _quantities(slo: Slo) -> tuple[_Quantity, ...]:
 def _picture(quantity: _Quantity, cells: Sequence[CellResult], colours: Mapping[str, int]) -> Picture:
     curves = [_curve(cell, colours[cell.asked.deployment], quantity) for cell in cells]
     scale, unit = (100, "%") if quantity.share else (1, quantity.unit)
-    limit = None if quantity.limit is None else f"limit {significant(quantity.limit * scale)} {unit}"
+    shown = "" if quantity.limit is None else (target if quantity.share else limit)(quantity.limit)
     return Picture(
         title=quantity.title,
         term=quantity.term,
-        caption=limit or "no limit",
+        caption=f"limit {shown}" if shown else "no limit",
         svg=concurrency_chart(
             curves,
             title=f"{quantity.title} against concurrency",

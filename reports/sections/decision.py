@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from orchestrator.records import AskedCell, LevelStats, Percentiles, Slo
 from reports.economy import Economy
-from reports.figures import NONE, count, latency, money, percent, significant, size
+from reports.figures import NONE, count, latency, money, percent, significant, size, target
+from reports.figures import limit as limit_text
 from reports.result import CellResult, LevelResult, Result
 
 NO_VALUE = "no value"
@@ -220,7 +221,8 @@ def _why(cell: CellResult) -> str:
     """What limits the cell, with the evidence."""
     verdict, level = cell.verdict, _break(cell)
     if level is None:
-        return ""
+        remedy = cell.incidents[-1].failure.remedy if cell.incidents else ""
+        return f"What to do: {remedy}" if remedy else ""
     if level.verdict.verdict == "UNDECIDED":
         notes = (c.note for c in level.verdict.criteria if c.binding and c.verdict == "UNDECIDED" and c.note)
         note = next(notes, None)
@@ -235,7 +237,7 @@ def _checks(ok: LevelResult | None, bad: LevelResult | None, slo: Slo) -> tuple[
     if ok is None and bad is None:
         return ()
     good = [level.stats if level else None for level in (ok, bad)]
-    rows = [_share_check("Good", "attainment", f"≥ {percent(slo.attainment)}", *good, slo=slo)]
+    rows = [_share_check("Good", "attainment", f"≥ {target(slo.attainment)}", *good, slo=slo)]
     for name, term, limit in (("TTFT p95", "ttft", slo.ttft_ms), ("TPOT p95", "tpot", slo.tpot_ms)):
         rows.append(_latency_check(name, term, limit, *good))
     if slo.e2e_ms is not None:
@@ -280,4 +282,4 @@ def _latency_check(name: str, term: str, limit: float | None, ok: LevelStats | N
         value = found.p95 if found else None
         texts.append(percentile_text(found, value) if found else NONE)
         missed.append(limit is not None and (texts[-1] == NO_VALUE or (value is not None and value > limit)))
-    return Check(name, term, f"≤ {latency(limit)}" if limit else "", texts[0], texts[1], missed[0], missed[1])
+    return Check(name, term, f"≤ {limit_text(limit)}" if limit else "", texts[0], texts[1], missed[0], missed[1])
