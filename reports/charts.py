@@ -30,7 +30,7 @@ from reports.axes import (
 from reports.figures import clean
 from reports.traffic import EDGES
 
-WIDTH = 440
+WIDTH = 400
 _TOP, _RIGHT, _FOOT = 24, 12, 42
 _PLOT = 200
 """Height of a plot."""
@@ -239,13 +239,13 @@ def bill_chart(
     highest = max((sum(values) for _, values in bars), default=1.0)
     unit, name = _bytes_unit(highest)
     foot = _ROW * max(1, len(bars)) + 4
-    x = Scale(0, highest / unit * 1.02, 1, WIDTH - 24)
+    x = Scale(0, highest / unit * 1.02, 5, WIDTH - 20)
     ticks = even_ticks(0, x.high, 7)
     parts = [f'<path d="M{px(x.at(tick))},0V{foot}" stroke="var(--grid)"/>' for tick in ticks]
     parts += foot_axis(x, ticks, name, foot)
     for row, (bar, values) in enumerate(bars):
         top = row * _ROW + 22
-        parts.append(text(1, top - 6, clean(bar, 56), fill="--ink"))
+        parts.append(text(5, top - 6, clean(bar, 52), fill="--ink"))
         parts += _stack(values, items, x, unit, top, _FADED if row in faded else 1)
     return drawing(parts, f"Memory by item. {described}", WIDTH, foot + _FOOT)
 
