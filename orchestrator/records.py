@@ -88,7 +88,7 @@ Phase = Literal["ramp", "warmup", "measured", "filler"]
 Stamp = Literal["kernel", "user"]
 
 
-class RequestRecord(Record, frozen=True, kw_only=True):
+class RequestRecord(Record, frozen=True, kw_only=True, gc=False):
     """One finished request. Every other number is derived from these (see `orchestrator.metrics`)."""
 
     seq: int
@@ -289,7 +289,7 @@ class LevelVerdict(Record, frozen=True, kw_only=True):
 # --- what is watched --------------------------------------------------------------------------------------------
 
 
-class Sample(Record, frozen=True, kw_only=True):
+class Sample(Record, frozen=True, kw_only=True, gc=False):
     """Values read from one source at one time. A value that was not reported is absent.
 
     Sources: ``gpu:<uuid>``, ``host``, ``tree`` (process tree of the server), ``container``, ``engine``, ``client``, and
