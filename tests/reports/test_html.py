@@ -12,7 +12,7 @@ from fakes.hostile_run import HOSTILE, hostile
 
 import reports
 from reports.comparison import compare
-from reports.html import render_comparison, write_report
+from reports.html import render, render_comparison, write_report
 from reports.result import encode, result, write_result
 from reports.run import read_run
 
@@ -182,6 +182,14 @@ def test_the_decision_comes_first_and_the_parts_follow(page: str) -> None:
     strips = page.count('class="chart strips"')
     assert f"{strips} levels were measured" in page, "the course of every level"
     assert "No GPU was used" in page
+
+
+def test_a_command_can_be_copied(one: Path) -> None:
+    """Between a number and its unit stands a space that keeps the line, but not in what goes into a shell."""
+    found = msgspec.structs.replace(result(read_run(one)), overrides=("slo.ttft_ms=400 ms",))
+    text = Page(render(found, "")).text
+    assert "loadproof run plan.toml --set 'slo.ttft_ms=400 ms'" in text
+    assert "400\u00a0ms" in text
 
 
 @pytest.mark.parametrize("report", ["interrupted"], indirect=True)
