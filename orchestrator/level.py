@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Self
 
 import msgspec
 
-from orchestrator.asked import level_seed, level_spec
+from orchestrator.asked import level_seed, level_spec, open_spec, open_traffic
 from orchestrator.clock import NS_PER_S, now_ns
 from orchestrator.journal import Journal, Lines
 from orchestrator.judge.level import decided_early, judge_level
@@ -21,18 +21,32 @@ from orchestrator.launch.external import bearer
 from orchestrator.launch.server import Server
 from orchestrator.life import target_of
 from orchestrator.load.closed import run_closed
+from orchestrator.load.open import run_open
 from orchestrator.load.wire import RequestLimits, Sender
 from orchestrator.metrics import is_good, level_stats
 from orchestrator.plan import Cell, Plan
 from orchestrator.progress import Progress
-from orchestrator.records import LevelCommitted, LevelSpec, Phase, Request, RequestRecord, Sample, ServerFailure
+from orchestrator.records import (
+    LevelCommitted,
+    LevelRun,
+    LevelSpec,
+    Phase,
+    Request,
+    RequestRecord,
+    Sample,
+    ServerFailure,
+)
 from orchestrator.watch.watch import watching
 from stacks.base import Stack, Wire
 from workloads.text import PromptMaker
 from workloads.workload import requests_sha256
 
+OnRecord = Callable[[RequestRecord], None]
+
 _SETTLE_S = 30.0
 _DEATH_GRACE_S = 5.0
+_WHOLE = ("sentinel", "prefill", "recovery", "soak")
+"""Levels whose SLO is not asked for: they are not ended early."""
 _CALIBRATION_TOKENS = (64, 256)
 
 
@@ -90,7 +104,9 @@ class Bench:
     # --- what a level is ----------------------------------------------------------------------------------------
 
     def _commits(self) -> list[LevelCommitted]:
-        return [e for e in self._journal.events if isinstance(e, LevelCommitted) and e.cell == self._cell.id]
+        """Of the levels that say how long a request takes at a concurrency."""
+        own = (e for e in self._journal.events if isinstance(e, LevelCommitted) and e.cell == self._cell.id)
+        return [e for e in own if not e.run.spec.is_open and e.run.spec.purpose != "prefill"]
 
     def _expected_e2e_s(self, concurrency: int) -> float:
         """Ê: mean end-to-end time expected at a level: the nearest measured level's times c/c_prev; 0 = unknown."""
@@ -107,11 +123,22 @@ class Bench:
         The n-th level at a concurrency asks the same list on every stack, however the searches came there: that makes
         pairs for a comparison.
         """
-        seed = level_seed(self._plan.seed, self._cell.workload.name, step.concurrency, "level", step.replicate)
-        return level_spec(step, self._plan.ramp, seed, self._expected_e2e_s(step.concurrency))
+        if step.rate_per_s is not None:
+            return open_spec(step, self._plan, self._cell)
+        spec = level_spec(
+            step, self._plan.ramp, self._seed(step, step.replicate), self._expected_e2e_s(step.concurrency)
+        )
+        if step.lengths_of is None:
+            return spec
+        return msgspec.structs.replace(spec, lengths_seed=self._seed(step, step.lengths_of))
+
+    def _seed(self, step: Measure, replicate: int) -> int:
+        return level_seed(self._plan.seed, self._cell.workload.name, step.concurrency, "level", replicate)
 
     def expected_seconds(self, spec: LevelSpec) -> float:
         """How long a level will take, for the display."""
+        if spec.is_open:
+            return spec.min_seconds
         each = self._expected_e2e_s(spec.concurrency)
         generations = spec.warmup_generations + spec.requests / spec.concurrency + 1
         return min(spec.max_seconds, spec.ramp_seconds + max(spec.min_seconds, each * generations))
@@ -124,42 +151,17 @@ class Bench:
         first_sample = len(self._samples)
         records: list[RequestRecord] = []
         demanded: list[Request] = []
-        bad = 0
 
         def on_record(record: RequestRecord) -> None:
             self._requests.append(record)
             records.append(record)
             self._progress.record(record)
 
-        slo = self._plan.slo
-        looks = RunningLooks(spec.looks, slo.attainment, spec.alpha)
-        first: int | None = None
-
-        async def send(request: Request, *, seq: int, phase: Phase, **more: Any) -> RequestRecord:
-            nonlocal first
-            if phase == "measured" and first is None:
-                first = seq  # measured requests are issued one after another: the place of each follows
-            return await self._sender.send(request, seq=seq, phase=phase, **more)
-
-        def stop_early(record: RequestRecord) -> str | None:
-            nonlocal bad
-            if spec.purpose == "sentinel":
-                return None
-            good = is_good(record, slo)
-            bad += not good
-            return looks.add(record.seq - (first or 0), good=good) or decided_early(bad, spec.requests, slo)
-
         with _abort_on(died) as abort:
-            run = await run_closed(
-                spec,
-                measured=_remember(self._draws(spec, "measured"), demanded),
-                other=self._draws(spec, "other"),
-                send=send,
-                prepare=self._sender.prepare,
-                on_record=on_record,
-                stop_early=stop_early,
-                abort=abort,
-            )
+            if spec.is_open:
+                run = await self._open(spec, demanded, on_record, abort)
+            else:
+                run = await self._closed(spec, demanded, on_record, abort)
         hard_break = await self._hard_break(records, died)
         if hard_break is None:
             await self._settle(died)
@@ -182,17 +184,74 @@ class Bench:
         self._journal.commit(commit)
         return commit
 
+    async def _closed(
+        self, spec: LevelSpec, demanded: list[Request], on_record: OnRecord, abort: asyncio.Future[str]
+    ) -> LevelRun:
+        slo, bad, first = self._plan.slo, 0, None
+        looks = RunningLooks(spec.looks, slo.attainment, spec.alpha)
+
+        async def send(request: Request, *, seq: int, phase: Phase, **more: Any) -> RequestRecord:
+            nonlocal first
+            if phase == "measured" and first is None:
+                first = seq  # measured requests are issued one after another: the place of each follows
+            return await self._sender.send(request, seq=seq, phase=phase, **more)
+
+        def stop_early(record: RequestRecord) -> str | None:
+            nonlocal bad
+            if spec.purpose in _WHOLE:
+                return None
+            good = is_good(record, slo)
+            bad += not good
+            return looks.add(record.seq - (first or 0), good=good) or decided_early(bad, spec.requests, slo)
+
+        return await run_closed(
+            spec,
+            measured=_remember(self._draws(spec, "measured"), demanded),
+            other=self._draws(spec, "other"),
+            send=send,
+            prepare=self._sender.prepare,
+            on_record=on_record,
+            stop_early=stop_early,
+            abort=abort,
+        )
+
+    async def _open(
+        self, spec: LevelSpec, demanded: list[Request], on_record: OnRecord, abort: asyncio.Future[str]
+    ) -> LevelRun:
+        slo, bad = self._plan.slo, 0
+        due, requests = open_traffic(spec, self._plan, self._cell)
+
+        def stop_early(record: RequestRecord) -> str | None:
+            nonlocal bad
+            bad += not is_good(record, slo, from_due=True)
+            return decided_early(bad, spec.requests, slo)
+
+        return await run_open(
+            spec,
+            due,
+            requests=_remember(requests, demanded),
+            send=self._sender.send,
+            prepare=self._sender.prepare,
+            on_record=on_record,
+            most_in_flight=self._plan.open_loop.max_in_flight,
+            stop_early=stop_early,
+            abort=abort,
+        )
+
     def _draws(self, spec: LevelSpec, part: str) -> Iterator[Request]:
         """Stratified draws of the level's size, one after another, each with a seed of its own."""
         workload = self._plan.workload(self._cell)
         context = self._cell.workload.context_tokens
         # A sentinel asks the same lengths each time, of prompts that no cache has seen.
-        sentinel = spec.purpose == "sentinel"
+        known = self._plan.seed if spec.purpose == "sentinel" else spec.lengths_seed
         for number in itertools.count():
-            base = self._plan.seed if sentinel else spec.seed
+            base = spec.seed if known is None else known
             seed = level_seed(base, self._cell.workload.name, spec.concurrency, part, number)
             for request in workload.draw(seed, spec.requests, context):
-                yield _reseeded(request, spec.seed) if sentinel else request
+                if spec.purpose == "prefill":
+                    yield msgspec.structs.replace(request, output_tokens=1)
+                else:
+                    yield request if known is None else _reseeded(request, spec.seed)
 
     async def _hard_break(self, records: list[RequestRecord], died: asyncio.Task[ServerFailure]) -> str | None:
         """Class of the server's death, if it died; refused or reset connections get it a moment to be noticed."""

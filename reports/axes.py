@@ -11,6 +11,10 @@ from markupsafe import Markup, escape
 
 from reports.figures import clean
 
+WIDTH, PLOT = 400, 200
+"""Of a chart, and height of its plot."""
+TOP, RIGHT, FOOT = 24, 12, 42
+"""Around a plot."""
 FONT_PX = 12
 _CHARACTER_PX = 6.9
 """Width of a digit at that size, on the wide side."""
@@ -43,6 +47,11 @@ def px(value: float) -> str:
 
 def text_width(text: str) -> float:
     return len(text) * _CHARACTER_PX
+
+
+def left_of_plot(labels: Iterable[str]) -> float:
+    """Where a plot begins: its values beside it, and charts side by side in one line as far as they go."""
+    return 12 + max(36.0, *map(text_width, labels))
 
 
 # --- ticks ------------------------------------------------------------------------------------------------------
@@ -131,7 +140,7 @@ def foot_axis(
 def drawing(parts: Iterable[str], described: str, width: float, height: float, kind: str = "") -> Markup:
     """The element of the page: scaled to its place, told to screen readers."""
     return Markup(
-        f'<svg class="chart{" " + kind if kind else ""}" role="img" aria-label="{escape(clean(described, 600))}" '
+        f'<svg class="chart{" " + kind if kind else ""}" role="img" aria-label="{escape(clean(described, 1200))}" '
         f'viewBox="0 0 {px(width)} {px(height)}" font-family="sans-serif" font-size="{FONT_PX}">'
         + "".join(parts)
         + "</svg>"

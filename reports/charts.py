@@ -7,18 +7,24 @@ scripts run, stands in its attributes and in the titles of its marks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
 from reports.axes import (
+    FOOT,
+    PLOT,
+    RIGHT,
+    TOP,
+    WIDTH,
     Scale,
     decade_ticks,
     drawing,
     even_ticks,
     foot_axis,
     left_axis,
+    left_of_plot,
     line,
     octave_ticks,
     px,
@@ -27,13 +33,9 @@ from reports.axes import (
     text_width,
     tick_text,
 )
-from reports.figures import clean
+from reports.figures import clean, significant
 from reports.traffic import EDGES
 
-WIDTH = 400
-_TOP, _RIGHT, _FOOT = 24, 12, 42
-_PLOT = 200
-"""Height of a plot."""
 _BRACKETS_PX = 24
 """Foot of a plot, kept free for the brackets of the breaks."""
 SERIES = 8
@@ -51,13 +53,14 @@ SHAPES = {
 class Mark(NamedTuple):
     """One level in a chart."""
 
-    concurrency: int
+    at: float
+    """Concurrent users, or requests per second."""
     value: float | None
     """None = no value, because too many requests failed: drawn at the upper edge."""
     word: str
     """PASS, FAIL, UNDECIDED or INVALID."""
     on_line: bool
-    """The latest valid level at its concurrency."""
+    """The latest valid level there."""
     said: str = ""
     """The value with its interval, in words."""
 
@@ -66,8 +69,8 @@ class Curve(NamedTuple):
     """One deployment in a chart."""
 
     marks: tuple[Mark, ...]
-    bracket: tuple[int, int] | None
-    """Highest level that held, lowest that broke."""
+    bracket: tuple[float, float] | None
+    """Highest that held, lowest that broke."""
     slot: int
     """Which colour and dash; the same in every chart of a report."""
     name: str = ""
@@ -82,73 +85,114 @@ def dash(slot: int) -> tuple[int, ...]:
     return DASHES[(slot + slot // SERIES) % len(DASHES)]
 
 
-def _dashed(slot: int) -> str:
+def series_colour(slot: int) -> str:
+    return f"var(--series-{colour_variable(slot)})"
+
+
+def dashed(slot: int) -> str:
+    """The attribute of a line."""
     return "" if dash(slot) == DASHES[0] else f' stroke-dasharray="{" ".join(map(str, dash(slot)))}"'
 
 
-# --- against concurrency ----------------------------------------------------------------------------------------
+# --- levels -----------------------------------------------------------------------------------------------------
+
+
+class _Across(NamedTuple):
+    """What levels are drawn against."""
+
+    scale: Scale
+    ticks: list[float]
+    title: str
+    level: Callable[[float], str]
+    """A value of it in words: the same in every chart of a page."""
 
 
 def concurrency_chart(
     curves: Sequence[Curve], *, title: str, unit: str, described: str, limit: float | None = None, share: bool = False
 ) -> Markup:
     """One quantity against concurrency, a line for each deployment, its limit and the brackets of the breaks."""
+    return _level_chart(curves, _users, unit, limit, f"{title}. {described}", share=share)
+
+
+def rate_chart(curves: Sequence[Curve], *, title: str, described: str, limit: float) -> Markup:
+    """The share of good requests against the rate of an open loop, a line for each way of arriving."""
+    return _level_chart(curves, _rates, "good requests", limit, f"{title}. {described}", share=True)
+
+
+def _level_chart(
+    curves: Sequence[Curve],
+    axis: Callable[[Sequence[float], float], _Across],
+    unit: str,
+    limit: float | None,
+    described: str,
+    *,
+    share: bool,
+) -> Markup:
     values = [mark.value for curve in curves for mark in curve.marks if mark.value is not None]
     shown = [value for value in [*values, limit] if value is not None]
     log = not share and _spread(shown) > 20
-    foot = _TOP + _PLOT
+    foot = TOP + PLOT
     strip = _BRACKETS_PX if any(curve.bracket for curve in curves) else 0
     low, high = (0.0, 1.0) if share else _domain(shown, log=log)
-    y = Scale(low, high, foot - strip, _TOP, log)
+    y = Scale(low, high, foot - strip, TOP, log)
     ticks = decade_ticks(low, high) if log else even_ticks(low, high)
 
     def words(tick: float) -> str:
         return f"{tick * 100:.10g}%" if share else tick_text(tick)
 
-    left = _left(map(words, ticks))
-    x, users = _users_scale([mark.concurrency for curve in curves for mark in curve.marks], left)
+    left = left_of_plot(map(words, ticks))
+    across = axis([mark.at for curve in curves for mark in curve.marks], left)
     parts = [text(0, 11, f"{unit}, log scale" if log else unit)]
-    parts += left_axis(y, ticks, words, left, WIDTH - _RIGHT)
-    parts += foot_axis(x, users, "concurrent users" + (", log scale" if x.log else ""), foot)
+    parts += left_axis(y, ticks, words, left, WIDTH - RIGHT)
+    parts += foot_axis(across.scale, across.ticks, across.title, foot)
     parts += [] if limit is None else _limit(y.at(limit), left)
     for position, curve in enumerate(curves):
-        parts += _curve(curve, x, y, foot - strip + (position + 0.75) * strip / len(curves))
-    return drawing(parts, f"{title}. {described}", WIDTH, foot + _FOOT, "levels")
-
-
-def _left(labels: Iterable[str]) -> float:
-    """Where a plot begins: its values beside it, and charts side by side in one line as far as they go."""
-    return 12 + max(36.0, *map(text_width, labels))
+        parts += _curve(curve, across, y, foot - strip + (position + 0.75) * strip / len(curves))
+    return drawing(parts, described, WIDTH, foot + FOOT, "levels")
 
 
 def _limit(y: float, left: float) -> Iterator[str]:
-    right = WIDTH - _RIGHT
+    right = WIDTH - RIGHT
     yield f'<path d="M{px(left)},{px(y)}H{right}" stroke="var(--slo)" stroke-width="1.5" stroke-dasharray="5 3"/>'
-    below = y < _TOP + 14
+    below = y < TOP + 14
     yield (
         f'<text x="{right}" y="{px(y + 14 if below else y - 5)}" fill="var(--slo)" text-anchor="end" font-size="11" '
         'stroke="var(--paper)" stroke-width="3" paint-order="stroke">limit</text>'
     )
 
 
-def _curve(curve: Curve, x: Scale, y: Scale, foot: float) -> Iterator[str]:
+def _curve(curve: Curve, across: _Across, y: Scale, foot: float) -> Iterator[str]:
     """A line, its marks, and at the foot a bar from what held to what broke."""
-    colour = f"var(--series-{colour_variable(curve.slot)})"
-    yield f'<g class="curve" data-slot="{curve.slot}" data-name="{_escaped(curve.name)}" stroke="{colour}">'
-    points = [(x.at(mark.concurrency), _height(mark, y)) for mark in curve.marks if mark.on_line]
+    x, colour = across.scale, series_colour(curve.slot)
+    yield curve_start(curve.slot, curve.name)
+    points = [(x.at(mark.at), _height(mark, y)) for mark in curve.marks if mark.on_line]
     if len(points) > 1:
-        yield f'<path d="{line(points)}" fill="none" stroke-width="1.75"{_dashed(curve.slot)}/>'
+        yield f'<path d="{line(points)}" fill="none" stroke-width="1.75"{dashed(curve.slot)}/>'
     for mark in curve.marks:
-        place = f"translate({px(x.at(mark.concurrency))},{px(_height(mark, y))})"
+        place = x.at(mark.at), _height(mark, y)
         fill = colour if mark.word == "PASS" else "var(--paper)"
-        yield (
-            f'<path class="mark" data-users="{mark.concurrency}" data-word="{mark.word}" transform="{place}" '
-            f'd="{SHAPES[mark.word]}" fill="{fill}" stroke-width="1.75"><title>{_escaped(mark.said)}</title></path>'
-        )
+        yield level_mark(across.level(mark.at), place, SHAPES[mark.word], fill, mark.said, word=mark.word)
     if curve.bracket is not None:
         held, broke = map(x.at, curve.bracket)
         yield f'<path d="M{px(held)},{px(foot)}H{px(broke)}" stroke-width="4"/>'
     yield "</g>"
+
+
+def curve_start(slot: int, name: str, aside: float = 0) -> str:
+    """The group of all that belongs to one deployment; `aside`: pixels by which it stands beside its levels."""
+    moved = f' transform="translate({px(aside)})"' if aside else ""
+    return f'<g class="curve" data-slot="{slot}" data-name="{_escaped(name)}" stroke="{series_colour(slot)}"{moved}>'
+
+
+def level_mark(
+    level: str, place: tuple[float, float], shape: str, fill: str, said: str, *, word: str = "", width: float = 1.75
+) -> str:
+    """A mark that can be read out: `said` at `level`, and the verdict's `word` if it is about one."""
+    told = f' data-word="{word}"' if word else ""
+    return (
+        f'<path class="mark" data-level="{_escaped(level)}"{told} transform="translate({px(place[0])},{px(place[1])})" '
+        f'd="{shape}" fill="{fill}" stroke-width="{width}"><title>{_escaped(said)}</title></path>'
+    )
 
 
 def _escaped(words: str) -> str:
@@ -159,16 +203,29 @@ def _height(mark: Mark, y: Scale) -> float:
     return y.end if mark.value is None else y.at(mark.value)
 
 
-def _users_scale(levels: Sequence[int], left: float) -> tuple[Scale, list[float]]:
-    """The axis of users with its ticks; logarithmic from a spread of eight times on."""
+def _users(levels: Sequence[float], left: float) -> _Across:
+    """Logarithmic from a spread of eight times on."""
     low, high = min(levels, default=1), max(levels, default=1)
-    ends = left + 4, WIDTH - _RIGHT
+    ends = left + 4, WIDTH - RIGHT
     if high >= 8 * low:
         scale = Scale(low / 1.15, high * 1.15, *ends, log=True)
-        return scale, octave_ticks(scale.low, scale.high)
+        ticks = octave_ticks(scale.low, scale.high)
+        return _Across(scale, ticks, "concurrent users, log scale", users_text)
     beyond = max(0.5, (high - low) * 0.06)
     scale = Scale(low - beyond, high + beyond, *ends)
-    return scale, [tick for tick in even_ticks(scale.low, scale.high, 9) if tick == round(tick)]
+    ticks = [tick for tick in even_ticks(scale.low, scale.high, 9) if tick == round(tick)]
+    return _Across(scale, ticks, "concurrent users", users_text)
+
+
+def users_text(number: float) -> str:
+    return f"{number:,.0f} user{'' if number == 1 else 's'}"
+
+
+def _rates(rates: Sequence[float], left: float) -> _Across:
+    scale = Scale(0, 1.06 * (max(rates, default=1.0) or 1.0), left + 4, WIDTH - RIGHT)
+    return _Across(
+        scale, even_ticks(0, scale.high, 8), "requests per second", lambda rate: f"{significant(rate)} requests/s"
+    )
 
 
 def _spread(values: Sequence[float]) -> float:
@@ -198,13 +255,13 @@ def memory_chart(
     unit, name = _bytes_unit(highest)
     end_s = max([1.0, *(points[-1][0] for points in servers if points), *(end for _, end, _ in levels)])
     per, word = (60.0, "minutes") if end_s >= 180 else (1.0, "seconds")
-    foot = _TOP + _PLOT
-    y = Scale(0, highest / unit * 1.12, foot, _TOP)
+    foot = TOP + PLOT
+    y = Scale(0, highest / unit * 1.12, foot, TOP)
     ticks = even_ticks(0, y.high)
-    left = _left(map(tick_text, ticks))
-    x = Scale(0, end_s / per, left, WIDTH - _RIGHT)
+    left = left_of_plot(map(tick_text, ticks))
+    x = Scale(0, end_s / per, left, WIDTH - RIGHT)
     parts = [*_bands(levels, x, per, foot), text(0, 11, name)]
-    parts += left_axis(y, ticks, tick_text, left, WIDTH - _RIGHT)
+    parts += left_axis(y, ticks, tick_text, left, WIDTH - RIGHT)
     parts += foot_axis(x, even_ticks(0, x.high), f"{word} since the start of the server", foot)
     for points in servers:
         if points:
@@ -212,19 +269,19 @@ def memory_chart(
             parts.append(
                 f'<path d="{line(stepped(places))}" fill="none" stroke="var(--series-1)" stroke-width="1.75"/>'
             )
-    return drawing(parts, f"Memory over time. {described}", WIDTH, foot + _FOOT)
+    return drawing(parts, f"Memory over time. {described}", WIDTH, foot + FOOT)
 
 
 def _bands(levels: Sequence[tuple[float, float, int]], x: Scale, per: float, foot: float) -> Iterator[str]:
-    """A band for each level, with its users where they fit."""
+    """A band for each level, with its users where they fit; an open level has none."""
     for start, end, users in levels:
         left, right = x.at(start / per), x.at(end / per)
         yield (
-            f'<rect x="{px(left)}" y="{_TOP}" width="{px(max(0.5, right - left))}" height="{px(foot - _TOP)}" '
+            f'<rect x="{px(left)}" y="{TOP}" width="{px(max(0.5, right - left))}" height="{px(foot - TOP)}" '
             'fill="var(--grid)" opacity=".55" stroke="var(--paper)"/>'
         )
-        if right - left >= text_width(str(users)) + 2:
-            yield text((left + right) / 2, _TOP + 13, str(users), anchor="middle", size=11)
+        if users and right - left >= text_width(str(users)) + 2:
+            yield text((left + right) / 2, TOP + 13, str(users), anchor="middle", size=11)
 
 
 _FADED = 0.55
@@ -247,7 +304,7 @@ def bill_chart(
         top = row * _ROW + 22
         parts.append(text(5, top - 6, clean(bar, 52), fill="--ink"))
         parts += _stack(values, items, x, unit, top, _FADED if row in faded else 1)
-    return drawing(parts, f"Memory by item. {described}", WIDTH, foot + _FOOT)
+    return drawing(parts, f"Memory by item. {described}", WIDTH, foot + FOOT)
 
 
 def _stack(
@@ -286,16 +343,16 @@ def length_chart(curves: Sequence[LengthCurve], *, title: str, described: str) -
     used = [i for curve in curves for i, number in enumerate(curve.counts) if number]
     first, last = max(0, min(used) - 1), min(max(used) + 2, len(EDGES) - 1)
     shares = [[number / sum(curve.counts) for number in curve.counts] for curve in curves]
-    foot = _TOP + _LENGTH_PLOT
-    y = Scale(0, max(map(max, shares)) * 1.05, foot, _TOP)
+    foot = TOP + _LENGTH_PLOT
+    y = Scale(0, max(map(max, shares)) * 1.05, foot, TOP)
     ticks = even_ticks(0, y.high, 5)
 
     def words(tick: float) -> str:
         return f"{tick * 100:.10g}%"
 
-    left = _left(map(words, ticks))
-    x = Scale(EDGES[first], EDGES[last], left, WIDTH - _RIGHT, log=True)
-    parts = [text(0, 11, "share of requests"), *left_axis(y, ticks, words, left, WIDTH - _RIGHT)]
+    left = left_of_plot(map(words, ticks))
+    x = Scale(EDGES[first], EDGES[last], left, WIDTH - RIGHT, log=True)
+    parts = [text(0, 11, "share of requests"), *left_axis(y, ticks, words, left, WIDTH - RIGHT)]
     for curve, heights in zip(curves, shares, strict=True):
         places = [(x.at(EDGES[i]), y.at(share)) for i, share in enumerate(heights[:last]) if i >= first]
         corners = stepped([*places, (x.at(EDGES[last]), y.at(0))])
@@ -304,7 +361,7 @@ def length_chart(curves: Sequence[LengthCurve], *, title: str, described: str) -
             parts.append(f'<path d="{outline}Z" fill="var(--item-1)" opacity=".3"/>')
         else:
             slot = LENGTH_SLOTS[curve.name]
-            stroke = f'stroke="var(--series-{colour_variable(slot)})" stroke-width="1.75"{_dashed(slot)}'
+            stroke = f'stroke="{series_colour(slot)}" stroke-width="1.75"{dashed(slot)}'
             parts.append(f'<path d="{line(corners)}" fill="none" {stroke}/>')
     parts += foot_axis(x, octave_ticks(x.low, x.high), "tokens, log scale", foot)
-    return drawing(parts, f"{title}. {described}", WIDTH, foot + _FOOT)
+    return drawing(parts, f"{title}. {described}", WIDTH, foot + FOOT)

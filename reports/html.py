@@ -22,7 +22,7 @@ from reports.charts import colour_variable, dash
 from reports.comparison import Comparison
 from reports.result import Result, result, write_derived
 from reports.run import read_run
-from reports.sections import belief, bill, bought, breaks, decision, lengths, repeat, times, versus
+from reports.sections import arrivals, belief, bill, bought, breaks, decision, frontier, lengths, repeat, times, versus
 from reports.sections.glossary import TERMS
 
 _PLAN_CHARACTERS = 64 * 1024
@@ -78,7 +78,7 @@ def _environment() -> Environment:
         "percentile": decision.percentile_text,
     }
     environment.filters.update(filters)
-    environment.globals.update(term=_term, swatch=_swatch, none=figures.NONE)
+    environment.globals.update(term=_term, swatch=_swatch, nothing=figures.NONE)
     return environment
 
 
@@ -117,7 +117,9 @@ def render(found: Result, plan_text: str) -> str:
         everywhere=decision.missing_everywhere(cards),
         comparisons=bought.comparisons(found.cells),
         accounts=bill.accounts(found.cells),
+        frontier=frontier.frontier(found),
         ladders=breaks.ladders(found),
+        arrivals=arrivals.arrivals(found),
         traffic=lengths.workloads(found),
         times=times.lines(found),
         incidents=[(cell.asked, incident) for cell in found.cells for incident in cell.incidents],

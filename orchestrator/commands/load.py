@@ -21,7 +21,6 @@ from orchestrator.clock import NS_PER_S, now_ns
 from orchestrator.commands.loop import run_loop
 from orchestrator.errors import HostError
 from orchestrator.host import raise_file_limit
-from orchestrator.load.arrivals import arrivals_named, schedule
 from orchestrator.load.closed import run_closed
 from orchestrator.load.open import run_open
 from orchestrator.load.transport import RequestLimits, StampingTransport
@@ -29,6 +28,7 @@ from orchestrator.load.wire import Sender
 from orchestrator.records import LevelRun, LevelSpec, Request, RequestRecord, Slo
 from stacks.base import Wire
 from stacks.openai import ChatWire, Dialect, TextCompletionsWire
+from workloads.arrivals import arrivals_named, schedule
 from workloads.text import PromptMaker
 
 APIS = ("chat", "completions", "tgi", "llamacpp")
@@ -122,9 +122,9 @@ def load(slo: Slo, records: Path | None, as_json: bool, arrivals: str | None, **
     from orchestrator.commands.load_screen import facts, screen
 
     if as_json:
-        click.echo(msgspec.json.encode(facts(loaded.run, loaded.records, slo, open_loop=options.rate is not None)))
+        click.echo(msgspec.json.encode(facts(loaded.run, loaded.records, slo)))
     else:
-        screen(loaded.run, loaded.records, slo, open_loop=options.rate is not None)
+        screen(loaded.run, loaded.records, slo)
     if loaded.run.cut == _INTERRUPTED:
         raise click.exceptions.Exit(130)
 

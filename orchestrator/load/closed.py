@@ -11,17 +11,12 @@ from asyncio_throttle import Throttler  # type: ignore[attr-defined]
 
 from orchestrator.clock import NS_PER_S, now_ns
 from orchestrator.load.health import SelfWatch
-from orchestrator.load.window import Window
+from orchestrator.load.window import Window, never
 from orchestrator.load.wire import Send
 from orchestrator.records import LevelRun, LevelSpec, Phase, Request, RequestRecord
 
 _MULTIPLE = 10
 """The measured set closes on a multiple of this if one was asked for, so that it cuts into equal batches."""
-
-
-def never(_: RequestRecord) -> str | None:
-    """A level that ends by its own rules alone."""
-    return None
 
 
 class _Level:

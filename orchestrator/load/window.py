@@ -7,6 +7,11 @@ from orchestrator.load.health import SelfWatch
 from orchestrator.records import LevelRun, LevelSpec, RequestRecord
 
 
+def never(_: RequestRecord) -> str | None:
+    """A level that ends by its own rules alone."""
+    return None
+
+
 class Window:
     """State of a level; one thread, so no locks. The window runs from the first measured issue to the last."""
 

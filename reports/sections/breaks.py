@@ -200,9 +200,13 @@ def _curve(cell: CellResult, slot: int, quantity: _Quantity) -> Curve:
 
 
 def _said(level: LevelResult, quantity: _Quantity) -> str:
+    return with_interval(quantity.read(level), quantity.sure(level), quantity.text)
+
+
+def with_interval(value: float | None, sure: Estimate, words: Callable[[float | None], str]) -> str:
     """``312 ms (300 to 330 ms)``: the value with its interval, where it has one."""
-    value, within = quantity.read(level), interval(quantity.sure(level), quantity.text)
-    shown = NO_VALUE if value is None else quantity.text(value)
+    within = interval(sure, words)
+    shown = NO_VALUE if value is None else words(value)
     return shown if within == NONE else f"{shown} ({within})"
 
 

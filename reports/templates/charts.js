@@ -4,7 +4,6 @@
 "use strict";
 (() => {
   const SVG = "http://www.w3.org/2000/svg";
-  const users = number => `${number.toLocaleString("en")} user${number === 1 ? "" : "s"}`;
 
   function element(name, className, text) {
     const made = document.createElement(name);
@@ -21,7 +20,7 @@
       this.at = null;
       this.curves = [...svg.querySelectorAll(".curve")];
       this.marks = this.curves.flatMap(curve => [...curve.querySelectorAll(".mark")].map(node => this.mark(node, curve)));
-      this.levels = [...new Map(this.marks.map(mark => [mark.users, mark.x]))].sort((a, b) => a[0] - b[0]);
+      this.levels = [...new Map(this.marks.map(mark => [mark.level, mark.x]))].sort((a, b) => a[1] - b[1]);
       this.frame();
       this.listen();
     }
@@ -29,8 +28,8 @@
     mark(node, curve) {
       const title = node.querySelector("title");
       title.remove(); // the browser would show it beside ours
-      const { users, word } = node.dataset;
-      return { node, curve, users: Number(users), word, said: title.textContent, x: node.transform.baseVal[0].matrix.e };
+      const { level, word } = node.dataset;
+      return { node, curve, level, word, said: title.textContent, x: node.transform.baseVal[0].matrix.e };
     }
 
     frame() {
@@ -82,13 +81,13 @@
     }
 
     shown(at) {
-      return this.marks.filter(mark => mark.users === this.levels[at][0] && !mark.curve.classList.contains("off"));
+      return this.marks.filter(mark => mark.level === this.levels[at][0] && !mark.curve.classList.contains("off"));
     }
 
     tell(at) {
-      const said = this.shown(at).map(mark => `${mark.curve.dataset.name} ${mark.said} ${mark.word}`);
+      const said = this.shown(at).map(mark => [mark.curve.dataset.name, mark.said, mark.word].join(" ").trim());
       this.plot.setAttribute("aria-valuenow", at + 1);
-      this.plot.setAttribute("aria-valuetext", `${users(this.levels[at][0])}: ${said.join("; ") || "nothing shown"}`);
+      this.plot.setAttribute("aria-valuetext", `${this.levels[at][0]}: ${said.join("; ") || "nothing shown"}`);
     }
 
     // The cross-hair of a level that another chart of the group reads out; null takes it away.
@@ -96,14 +95,14 @@
       const found = this.levels.find(own => own[0] === level);
       this.line.classList.toggle("off", !found);
       if (found) this.line.setAttribute("transform", `translate(${found[1]},0)`);
-      for (const mark of this.marks) mark.node.classList.toggle("read", mark.users === level);
+      for (const mark of this.marks) mark.node.classList.toggle("read", mark.level === level);
     }
 
     read(at) {
       this.at = at;
       const [level, x] = this.levels[at];
       this.tell(at);
-      this.readout.replaceChildren(element("strong", "", users(level)));
+      this.readout.replaceChildren(element("strong", "", level));
       for (const mark of this.shown(at)) {
         const row = element("div", "row");
         const sample = document.createElementNS(SVG, "svg");
@@ -113,7 +112,7 @@
         shape.setAttribute("stroke", mark.curve.getAttribute("stroke"));
         sample.append(shape);
         row.append(sample, element("span", "name", mark.curve.dataset.name), element("span", "value", mark.said));
-        if (mark.word !== "PASS") row.append(element("span", "word", mark.word));
+        if (mark.word && mark.word !== "PASS") row.append(element("span", "word", mark.word));
         this.readout.append(row);
       }
       const share = x / this.width;
@@ -164,5 +163,6 @@
     }
   }
 
-  for (const pictures of document.querySelectorAll(".pictures")) if (pictures.querySelector("svg.levels")) new Group(pictures);
+  const figures = [...document.querySelectorAll("svg.levels")].map(svg => svg.closest("figure"));
+  for (const pictures of new Set(figures.map(figure => figure.parentElement))) new Group(pictures);
 })();

@@ -11,11 +11,11 @@ from fakes.virtual_time import run_virtually
 
 from orchestrator.clock import NS_PER_MS, NS_PER_S
 from orchestrator.judge.level import judge_level
-from orchestrator.load.arrivals import Law, constant, gamma, modulated, poisson, schedule, trace
 from orchestrator.load.closed import run_closed
 from orchestrator.load.open import run_open
 from orchestrator.metrics import is_good, level_stats, ttft_due_ns, ttft_ns
 from orchestrator.records import Failure, LevelRun, LevelSpec, Phase, Request, RequestRecord, Slo
+from workloads.arrivals import Law, constant, gamma, modulated, poisson, schedule, trace
 
 Ran = tuple[LevelRun, list[RequestRecord]]
 Serve = Callable[[Request], float]
@@ -77,8 +77,8 @@ def open_run(
 ) -> Ran:
     records: list[RequestRecord] = []
     level = run_open(
-        spec(**changes), due, requests=map(request, requests()), send=server.send, prepare=lambda _: b"",
-        on_record=records.append, most_in_flight=most,
+        spec(**{"requests": len(due), **changes}), due, requests=map(request, requests()), send=server.send,
+        prepare=lambda _: b"", on_record=records.append, most_in_flight=most,
     )  # fmt: skip
     return run_virtually(monkeypatch, level), records
 
@@ -144,7 +144,7 @@ def test_time_starts_when_a_request_was_due(monkeypatch: pytest.MonkeyPatch) -> 
         return b""
 
     level = run_open(
-        spec(), schedule(constant(10, 0), requests=3), requests=map(request, requests()), send=server.send,
+        spec(requests=3), schedule(constant(10, 0), requests=3), requests=map(request, requests()), send=server.send,
         prepare=prepare, on_record=records.append, most_in_flight=10,
     )  # fmt: skip
     run = run_virtually(monkeypatch, level)
@@ -161,12 +161,12 @@ def test_a_client_that_is_too_slow_is_invalid_and_no_break(monkeypatch: pytest.M
         return b""
 
     level = run_open(
-        spec(), schedule(constant(10, 0), requests=100), requests=map(request, requests()), send=Server().send,
-        prepare=prepare, on_record=records.append, most_in_flight=1000,
+        spec(requests=100), schedule(constant(10, 0), requests=100), requests=map(request, requests()),
+        send=Server().send, prepare=prepare, on_record=records.append, most_in_flight=1000,
     )  # fmt: skip
     run = run_virtually(monkeypatch, level)
     slo = Slo()
-    verdict = judge_level(run, level_stats(run, records, [], slo, from_due=True), records, [], slo)
+    verdict = judge_level(run, level_stats(run, records, [], slo), records, [], slo)
     assert not verdict.valid
     assert verdict.invalid[0].startswith("I1: loadproof was too slow itself")
 
@@ -177,6 +177,35 @@ def test_the_time_limit_ends_it_and_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     assert run.cut == "the time limit of 10.5 s for a level"
     assert [r.failure is not None and r.failure.kind for r in records] == ["cancelled"] * 11
     assert run.undrained == 11
+
+
+def test_the_first_part_is_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, records = open_run(monkeypatch, Server(), schedule(constant(10, 0), requests=50), requests=40)
+    assert [r.phase for r in sorted(records, key=lambda r: r.seq)] == ["warmup"] * 10 + ["measured"] * 40
+    assert run.window_start_ns == pytest.approx(run.started_ns + 10 * NS_PER_S / 10, abs=1000)
+
+
+def test_what_does_not_end_within_the_drain_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(lambda request: 100.0 if request.seq in (2, 9) else 1.0)
+    run, records = open_run(monkeypatch, server, schedule(constant(10, 0), requests=20), drain_seconds=5.0)
+    lost = [r for r in records if r.failure is not None]
+    assert [(r.seq, r.failure and r.failure.kind) for r in lost] == [(2, "timeout"), (9, "timeout")]
+    assert run.cut is None
+    assert len(records) == 20
+    assert run.ended_ns - run.started_ns == pytest.approx(6.9 * NS_PER_S, abs=1000)
+
+
+def test_a_reason_ends_it_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    records: list[RequestRecord] = []
+    level = run_open(
+        spec(requests=100), schedule(constant(10, 0), requests=100), requests=map(request, requests()),
+        send=Server().send, prepare=lambda _: b"", on_record=records.append, most_in_flight=100,
+        stop_early=lambda record: "decided" if record.seq == 30 else None,
+    )  # fmt: skip
+    run = run_virtually(monkeypatch, level)
+    assert run.cut == "decided"
+    assert sum(r.failure is None for r in records) == 31
+    assert {r.failure.kind for r in records if r.failure is not None} == {"cancelled"}
 
 
 def test_what_goes_wrong_with_a_record_ends_the_level(monkeypatch: pytest.MonkeyPatch) -> None:

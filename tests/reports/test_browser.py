@@ -39,7 +39,7 @@ def test_no_request_and_nothing_to_complain_of(browser: Page, report: Path) -> N
 
 
 @pytest.mark.parametrize("width", [390, 820, 1280])
-@pytest.mark.parametrize("report", KINDS, indirect=True)
+@pytest.mark.parametrize("report", [*KINDS, "along", "followed"], indirect=True)
 def test_nothing_hangs_over_the_side(browser: Page, report: Path, width: int) -> None:
     browser.open(report, width)
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
@@ -80,7 +80,7 @@ def test_it_prints_with_everything_unfolded_but_the_courses_that_decided_nothing
     browser.call("Emulation.setEmulatedMedia", media="")
 
 
-@pytest.mark.parametrize("report", ["twelve", "one", "dies", "external"], indirect=True)
+@pytest.mark.parametrize("report", ["twelve", "one", "dies", "external", "along"], indirect=True)
 def test_no_table_is_wider_than_the_paper(browser: Page, report: Path) -> None:
     """A4 less its margins is 184 mm, which is 695 px."""
     browser.open(report, 695)
@@ -125,7 +125,7 @@ def rows(browser: Page, chart: str) -> list[str]:
 def test_a_pointer_reads_a_level_out_and_every_chart_of_the_workload_shows_it(browser: Page, chart: str) -> None:
     assert browser.evaluate("document.querySelectorAll('.plot').length") == 8
     assert rows(browser, chart) == []
-    x, y = place_of_mark(browser, f"{chart}.querySelector('.mark[data-users=\"4\"]')")
+    x, y = place_of_mark(browser, f"{chart}.querySelector('.mark[data-level=\"4 users\"]')")
     browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
     shown = rows(browser, chart)
     assert shown[0] == "4 users"
@@ -141,9 +141,8 @@ def test_a_pointer_reads_a_level_out_and_every_chart_of_the_workload_shows_it(br
 
 
 def test_keys_walk_the_levels_and_a_screen_reader_hears_them(browser: Page, chart: str) -> None:
-    users = browser.evaluate(
-        f"[...new Set([...{chart}.querySelectorAll('.mark')].map(m => +m.dataset.users))].sort((a, b) => a - b)"
-    )
+    levels = f"[...{chart}.querySelectorAll('.mark')].map(m => parseInt(m.dataset.level))"
+    users = sorted(set(browser.evaluate(levels)))
     assert len(users) > 3
     browser.evaluate(f"{chart}.focus({{focusVisible: true}})")
     assert rows(browser, chart)[0] == f"{users[0]} users"
@@ -166,7 +165,8 @@ def test_keys_walk_the_levels_and_a_screen_reader_hears_them(browser: Page, char
 def test_a_touch_reads_a_level_out_inside_the_page(browser: Page, levels: Path, chart: str) -> None:
     browser.open(levels, 390)
     browser.evaluate(f"{chart}.scrollIntoView({{block: 'center'}})")
-    x, y = place_of_mark(browser, f'{chart}.querySelector(\'.mark[data-users="16"], .mark[data-users="8"]\')')
+    mark = f"{chart}.querySelector('.mark[data-level=\"8 users\"]')"
+    x, y = place_of_mark(browser, mark)
     browser.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
     browser.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
     assert len(rows(browser, chart)) >= 2
@@ -183,6 +183,19 @@ def test_the_legend_hides_a_deployment_in_every_chart_of_its_workload(browser: P
     assert [row.split()[0] for row in rows(browser, chart)[1:]] == ["8-bit", "16-bit"]
     browser.evaluate(f"{group}.previousElementSibling.querySelector('button').click()")
     assert browser.evaluate(off) == []
+
+
+@pytest.mark.parametrize("report", ["along"], indirect=True)
+def test_the_frontier_is_read_out_and_its_legend_hides_a_line(browser: Page, report: Path) -> None:
+    browser.open(report, 1280)
+    chart = "document.querySelector('.frontier .plot')"
+    browser.evaluate(f"{chart}.focus({{focusVisible: true}})")
+    press(browser, "End")
+    assert rows(browser, chart) == ["4,096 prompt tokens", "4-bit 3 held, 4 did not", "16-bit 3 held, 4 did not"]
+    browser.evaluate("document.querySelector('.frontier').previousElementSibling.querySelector('button').click()")
+    press(browser, "Home")
+    assert rows(browser, chart)[0] == "256 prompt tokens"
+    assert [row.split()[0] for row in rows(browser, chart)[1:]] == ["16-bit", "32-bit"]
 
 
 def test_without_scripts_nothing_is_lost(browser: Page, levels: Path) -> None:

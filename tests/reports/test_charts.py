@@ -6,7 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reports.axes import Scale, decade_ticks, even_ticks, octave_ticks, stepped
-from reports.charts import Curve, LengthCurve, Mark, bill_chart, concurrency_chart, length_chart, memory_chart
+from reports.charts import (
+    Curve,
+    LengthCurve,
+    Mark,
+    bill_chart,
+    concurrency_chart,
+    length_chart,
+    memory_chart,
+    rate_chart,
+)
 
 MARKS = (
     Mark(1, 40.0, "PASS", True),
@@ -47,7 +56,7 @@ def test_verdicts_differ_in_shape_and_a_level_without_value_is_still_drawn() -> 
     with_all = chart()
     without = concurrency_chart([Curve(MARKS[:3], None, 0)], title="T", unit="ms", described="", limit=400.0)
     marks = [mark.attrib for mark in ET.fromstring(with_all).iter("path") if mark.get("class") == "mark"]
-    assert [mark["data-users"] for mark in marks] == ["1", "2", "4", "8", "3"]
+    assert [mark["data-level"] for mark in marks] == ["1 user", "2 users", "4 users", "8 users", "3 users"]
     assert len({mark["d"] for mark in marks}) == 3
     assert len({mark["transform"] for mark in marks}) == 5
     assert without.count('class="mark"') == 3
@@ -62,6 +71,17 @@ def test_a_mark_says_its_value_and_a_curve_its_name() -> None:
     assert (curve.get("data-name"), curve.get("data-slot")) == ('a "b" <c>', "2")
     (mark,) = [path for path in curve.iter("path") if path.get("class") == "mark"]
     assert (mark.get("data-word"), mark.findtext("title")) == ("FAIL", said)
+
+
+def test_rates_are_drawn_from_0_on_and_say_their_unit() -> None:
+    marks = (Mark(0.5, 1.0, "PASS", True, "100 %"), Mark(1.25, 0.5, "FAIL", True, "50.0 %"))
+    drawn = rate_chart([Curve(marks, (0.5, 1.25), 0, "poisson")], title="Good", described="", limit=0.95)
+    root = ET.fromstring(drawn)
+    assert {"requests per second", "0", "1.2", "100%"} <= {text.text for text in root.iter("text")}
+    levels = [path.get("data-level") for path in root.iter("path") if path.get("class") == "mark"]
+    assert levels == ["0.500 requests/s", "1.25 requests/s"]
+    (bar,) = [path.get("d") or "" for path in root.iter("path") if path.get("stroke-width") == "4"]
+    assert "H" in bar
 
 
 def test_a_share_is_drawn_from_0_to_100_percent() -> None:
@@ -88,11 +108,13 @@ def test_hostile_names_stay_text() -> None:
 
 
 def test_memory_over_time_has_a_band_for_each_level() -> None:
-    drawn = memory_chart([[(0.0, 1e8), (10.0, 2e8)], [(20.0, 1e8)]], [(1.0, 5.0, 4), (5.0, 9.0, 8)], described="")
+    levels = [(1.0, 5.0, 4), (5.0, 9.0, 8), (9.0, 20.0, 0)]
+    drawn = memory_chart([[(0.0, 1e8), (10.0, 2e8)], [(20.0, 1e8)]], levels, described="")
     assert ">MiB<" in drawn
     assert ">4<" in drawn
     assert ">8<" in drawn
-    assert drawn.count('fill="var(--grid)"') == 2
+    assert drawn.count('fill="var(--grid)"') == 3
+    assert drawn.count('font-size="11"') == 2, "an open level has no users"
 
 
 def test_nothing_to_draw_is_no_error() -> None:
