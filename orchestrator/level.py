@@ -1,105 +1,95 @@
-"""One server under measurement: its sender, its watch, its raw files, and the levels that are run on it."""
+"""One server under measurement: the levels that are run on it, judged and committed. What plays them is a `Load`."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, Self
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import msgspec
 
 from orchestrator.asked import level_seed, level_spec, open_spec, open_traffic
-from orchestrator.clock import NS_PER_S, now_ns
 from orchestrator.journal import Journal, Lines
 from orchestrator.judge.level import decided_early, judge_level
 from orchestrator.judge.looks import RunningLooks
 from orchestrator.judge.search import Measure
-from orchestrator.launch.environment import secret_values
-from orchestrator.launch.external import bearer
-from orchestrator.launch.server import Server
-from orchestrator.life import target_of
-from orchestrator.load.closed import run_closed
-from orchestrator.load.open import run_open
-from orchestrator.load.wire import RequestLimits, Sender
 from orchestrator.metrics import is_good, level_stats
 from orchestrator.plan import Cell, Plan
 from orchestrator.progress import Progress
-from orchestrator.records import (
-    LevelCommitted,
-    LevelRun,
-    LevelSpec,
-    Phase,
-    Request,
-    RequestRecord,
-    Sample,
-    ServerFailure,
-)
-from orchestrator.watch.watch import watching
-from stacks.base import Stack, Wire
-from workloads.text import PromptMaker
+from orchestrator.records import LevelCommitted, LevelRun, LevelSpec, Request, RequestRecord, Sample, ServerFailure
 from workloads.workload import requests_sha256
 
-OnRecord = Callable[[RequestRecord], None]
+StopEarly = Callable[[RequestRecord, int], str | None]
+"""(a measured record, its position among the measured ones in issue order, from 0) -> why the level ends, if so."""
 
-_SETTLE_S = 30.0
-_DEATH_GRACE_S = 5.0
+
+class Users(NamedTuple):
+    """What the users of a closed level ask."""
+
+    measured: Iterator[Request]
+    other: Iterator[Request]
+    """Ramp, warm-up and fillers."""
+
+
+class Arrivals(NamedTuple):
+    """What comes at an open level, and when."""
+
+    due_ns: Sequence[int]
+    """After its start, in order."""
+    requests: Iterator[Request]
+    most_in_flight: int
+    """What is due beyond it is dropped."""
+
+
+class Asked(NamedTuple):
+    """A level as it is to be played."""
+
+    spec: LevelSpec
+    traffic: Users | Arrivals
+    on_record: Callable[[RequestRecord], None]
+    stop_early: StopEarly
+    died: asyncio.Future[ServerFailure]
+    """Done when the server is gone."""
+
+
+class Played(NamedTuple):
+    """A level as it was played."""
+
+    run: LevelRun
+    samples: list[Sample]
+    """Taken from its start until the engine was idle again."""
+    ended_ns: int
+    """When that was."""
+    hard_break: str | None
+    """Class of the server's death, if it died of it."""
+
+
+class Load(Protocol):
+    """Plays levels on one ready server: over sockets (`orchestrator.machine`), or in virtual time
+    (`orchestrator.simulation`)."""
+
+    async def play(self, asked: Asked) -> Played: ...
+
+
 _WHOLE = ("sentinel", "prefill", "recovery", "soak")
 """Levels whose SLO is not asked for: they are not ended early."""
-_CALIBRATION_TOKENS = (64, 256)
-
-
-def memory_of(sample: Sample) -> float | None:
-    """The server's memory in bytes as this sample shows it, if it does."""
-    for name in ("memory_ours_bytes", "memory_used_bytes", "pss_bytes", "rss_bytes"):
-        if name in sample.values:
-            return sample.values[name]
-    return None
 
 
 class Bench:
     """Runs levels on one living server and commits them."""
 
-    def __init__(
-        self, sender: Sender, server: Server, plan: Plan, cell: Cell, journal: Journal, attempt: int, progress: Progress
-    ) -> None:
-        self._sender = sender
+    def __init__(self, load: Load, plan: Plan, cell: Cell, journal: Journal, attempt: int, progress: Progress) -> None:
+        self._load = load
         self._plan = plan
         self._cell = cell
         self._journal = journal
         self._attempt = attempt
         self._progress = progress
-        files = journal.files
-        self._requests = Lines(files.requests(cell.id, attempt))
-        self._samples_file = Lines(files.samples(cell.id, attempt))
-        self._samples: list[Sample] = []
-        self._sampled = asyncio.Event()
+        self._requests = Lines(journal.files.requests(cell.id, attempt))
 
-    @classmethod
-    @contextlib.asynccontextmanager
-    async def on(
-        cls, server: Server, stack: Stack, plan: Plan, cell: Cell, journal: Journal, attempt: int, progress: Progress
-    ) -> AsyncIterator[Self]:
-        deployment = cell.deployment
-        wire = stack.wire(deployment)
-        model = stack.served_name(deployment)
-        limits = RequestLimits(total_s=plan.ramp.deadline_seconds)
-        target = target_of(server, stack, deployment)
-        headers = bearer(secret_values(deployment.secrets)) if deployment.launch == "external" else {}
-        maker = await _prompt_maker(server, wire, model, plan, headers, limits)
-        async with Sender(
-            base_url=server.base_url, wire=wire, model=model, prompt=maker.prompt, headers=headers, limits=limits
-        ) as sender:
-            bench = cls(sender, server, plan, cell, journal, attempt, progress)
-            try:
-                async with watching(target, bench._on_sample) as watch:
-                    yield bench
-                for note in watch.notes:
-                    progress.note(note)
-            finally:
-                bench._requests.close()
-                bench._samples_file.close()
+    def close(self) -> None:
+        self._requests.close()
 
     # --- what a level is ----------------------------------------------------------------------------------------
 
@@ -145,10 +135,9 @@ class Bench:
 
     # --- measuring ----------------------------------------------------------------------------------------------
 
-    async def measure(self, spec: LevelSpec, died: asyncio.Task[ServerFailure], level: int) -> LevelCommitted:
+    async def measure(self, spec: LevelSpec, died: asyncio.Future[ServerFailure], level: int) -> LevelCommitted:
         """Run a level, judge it, commit it. Nothing of it is lost if the server dies: that is its result."""
         offset = self._requests.offset
-        first_sample = len(self._samples)
         records: list[RequestRecord] = []
         demanded: list[Request] = []
 
@@ -157,26 +146,19 @@ class Bench:
             records.append(record)
             self._progress.record(record)
 
-        with _abort_on(died) as abort:
-            if spec.is_open:
-                run = await self._open(spec, demanded, on_record, abort)
-            else:
-                run = await self._closed(spec, demanded, on_record, abort)
-        hard_break = await self._hard_break(records, died)
-        if hard_break is None:
-            await self._settle(died)
+        traffic = self._traffic(spec, demanded)
+        played = await self._load.play(Asked(spec, traffic, on_record, self._stop_early(spec), died))
         self._requests.sync()
-        self._samples_file.sync()
-        samples = self._samples[first_sample:]
-        stats = level_stats(run, records, samples, self._plan.slo)
+        run, samples, slo = played.run, played.samples, self._plan.slo
+        stats = level_stats(run, records, samples, slo)
         commit = LevelCommitted(
-            at_ns=now_ns(),
+            at_ns=played.ended_ns,
             cell=self._cell.id,
             attempt=self._attempt,
             level=level,
             run=run,
             stats=stats,
-            verdict=judge_level(run, stats, records, samples, self._plan.slo, hard_break=hard_break),
+            verdict=judge_level(run, stats, records, samples, slo, hard_break=played.hard_break),
             offset=offset,
             length=self._requests.offset - offset,
             workload_sha256=requests_sha256(demanded),
@@ -184,59 +166,29 @@ class Bench:
         self._journal.commit(commit)
         return commit
 
-    async def _closed(
-        self, spec: LevelSpec, demanded: list[Request], on_record: OnRecord, abort: asyncio.Future[str]
-    ) -> LevelRun:
-        slo, bad, first = self._plan.slo, 0, None
+    def _traffic(self, spec: LevelSpec, demanded: list[Request]) -> Users | Arrivals:
+        """What a level asks; of the judged requests each that was asked for is put into `demanded`."""
+        if not spec.is_open:
+            return Users(_remember(self._draws(spec, "measured"), demanded), self._draws(spec, "other"))
+        due_ns, requests = open_traffic(spec, self._plan, self._cell)
+        return Arrivals(due_ns, _remember(requests, demanded), self._plan.open_loop.max_in_flight)
+
+    def _stop_early(self, spec: LevelSpec) -> StopEarly:
+        """Ends a level that a look decided, or that cannot pass any more."""
+        slo = self._plan.slo
         looks = RunningLooks(spec.looks, slo.attainment, spec.alpha)
+        bad = 0
 
-        async def send(request: Request, *, seq: int, phase: Phase, **more: Any) -> RequestRecord:
-            nonlocal first
-            if phase == "measured" and first is None:
-                first = seq  # measured requests are issued one after another: the place of each follows
-            return await self._sender.send(request, seq=seq, phase=phase, **more)
-
-        def stop_early(record: RequestRecord) -> str | None:
+        def stop_early(record: RequestRecord, position: int) -> str | None:
             nonlocal bad
             if spec.purpose in _WHOLE:
                 return None
-            good = is_good(record, slo)
+            good = is_good(record, slo, from_due=spec.is_open)
             bad += not good
-            return looks.add(record.seq - (first or 0), good=good) or decided_early(bad, spec.requests, slo)
+            look = None if spec.is_open else looks.add(position, good=good)
+            return look or decided_early(bad, spec.requests, slo)
 
-        return await run_closed(
-            spec,
-            measured=_remember(self._draws(spec, "measured"), demanded),
-            other=self._draws(spec, "other"),
-            send=send,
-            prepare=self._sender.prepare,
-            on_record=on_record,
-            stop_early=stop_early,
-            abort=abort,
-        )
-
-    async def _open(
-        self, spec: LevelSpec, demanded: list[Request], on_record: OnRecord, abort: asyncio.Future[str]
-    ) -> LevelRun:
-        slo, bad = self._plan.slo, 0
-        due, requests = open_traffic(spec, self._plan, self._cell)
-
-        def stop_early(record: RequestRecord) -> str | None:
-            nonlocal bad
-            bad += not is_good(record, slo, from_due=True)
-            return decided_early(bad, spec.requests, slo)
-
-        return await run_open(
-            spec,
-            due,
-            requests=_remember(requests, demanded),
-            send=self._sender.send,
-            prepare=self._sender.prepare,
-            on_record=on_record,
-            most_in_flight=self._plan.open_loop.max_in_flight,
-            stop_early=stop_early,
-            abort=abort,
-        )
+        return stop_early
 
     def _draws(self, spec: LevelSpec, part: str) -> Iterator[Request]:
         """Stratified draws of the level's size, one after another, each with a seed of its own."""
@@ -253,34 +205,6 @@ class Bench:
                 else:
                     yield request if known is None else _reseeded(request, spec.seed)
 
-    async def _hard_break(self, records: list[RequestRecord], died: asyncio.Task[ServerFailure]) -> str | None:
-        """Class of the server's death, if it died; refused or reset connections get it a moment to be noticed."""
-        lost = any(r.failure is not None and r.failure.kind in ("refused", "reset", "cancelled") for r in records)
-        if lost and not died.done():
-            await asyncio.wait({died}, timeout=_DEATH_GRACE_S)
-        return died.result().failure_class if died.done() else None
-
-    async def _settle(self, died: asyncio.Task[ServerFailure]) -> None:
-        """Wait until the engine says that nothing runs or waits; engines that do not report it are taken as idle."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_SETTLE_S):
-                while self._busy() and not died.done():
-                    self._sampled.clear()
-                    await self._sampled.wait()
-
-    def _busy(self) -> bool:
-        latest = next((s for s in reversed(self._samples) if s.source == "engine"), None)
-        if latest is None or latest.at_ns < now_ns() - 5 * NS_PER_S:
-            return False
-        return latest.values.get("running", 0.0) + latest.values.get("waiting", 0.0) > 0
-
-    def _on_sample(self, sample: Sample) -> None:
-        self._samples.append(sample)
-        self._samples_file.append(sample)
-        self._sampled.set()
-        if (memory := memory_of(sample)) is not None:
-            self._progress.memory(sample.source, memory)
-
 
 def _reseeded(request: Request, seed: int) -> Request:
     """The same lengths with another prompt."""
@@ -291,47 +215,3 @@ def _remember(requests: Iterator[Request], into: list[Request]) -> Iterator[Requ
     for request in requests:
         into.append(request)
         yield request
-
-
-@contextlib.contextmanager
-def _abort_on(died: asyncio.Task[ServerFailure]) -> Iterator[asyncio.Future[str]]:
-    """A future that tells the load to end at once when the server is gone."""
-    abort: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-    def tell(_: object) -> None:
-        if not abort.done():
-            abort.set_result("the server died")
-
-    died.add_done_callback(tell)
-    try:
-        yield abort
-    finally:
-        died.remove_done_callback(tell)
-
-
-async def _prompt_maker(
-    server: Server, wire: Wire, model: str, plan: Plan, headers: dict[str, str], limits: RequestLimits
-) -> PromptMaker:
-    """Token ids where the stack takes them; else text whose tokens per word are measured on the server itself."""
-    if wire.takes_token_ids:
-        return PromptMaker(form="token_ids", vocab_size=plan.model.vocab_size)
-    draft = PromptMaker(form="text", vocab_size=None)
-    counts: list[tuple[int, int]] = []
-    async with Sender(
-        base_url=server.base_url, wire=wire, model=model, prompt=draft.prompt, headers=headers, limits=limits
-    ) as sender:
-        for seq, words in enumerate(_CALIBRATION_TOKENS):
-            seed = level_seed(0, "calibration", words, "", 0)
-            request = Request(seq=seq, prompt_tokens=words, output_tokens=2, prompt_seed=seed)
-            record = await sender.send(request, seq=seq, phase="warmup", due_ns=now_ns())
-            if record.in_tokens is not None:
-                counts.append((words, record.in_tokens))
-    if len(counts) < 2:
-        return draft
-    (words_a, tokens_a), (words_b, tokens_b) = counts
-    per_word = (tokens_b - tokens_a) / (words_b - words_a)
-    if per_word <= 0:
-        return draft
-    return PromptMaker(
-        form="text", vocab_size=None, tokens_per_word=per_word, overhead_tokens=round(tokens_a - per_word * words_a)
-    )

@@ -279,6 +279,8 @@ class LevelStats(Record, frozen=True, kw_only=True):
     """Of an open level, as the next one."""
     in_flight_p95: float | None = None
     """In-flight that was not exceeded in 95 % of the time of the steady window."""
+    in_flight_sampled: float | None = None
+    """Of an open level: mean in flight at the moments at which the engine told what runs."""
     memory_peak_bytes: int | None = None
     """Largest memory of the server seen during the level: GPU memory, else container memory, else PSS of its tree."""
     memory_source: str | None = None
@@ -358,8 +360,9 @@ class ServerRecord(Record, frozen=True, kw_only=True):
 
     deployment: str
     stack: str
-    launch: Literal["docker", "process", "external"]
+    launch: Literal["docker", "process", "external", "simulated"]
     base_url: str
+    """Where it answers; ``simulated:CARD`` for a server in virtual time, which nobody can reach."""
     argv: tuple[str, ...] = ()
     env: dict[str, str] = {}
     secret_env: tuple[str, ...] = ()
@@ -468,6 +471,10 @@ class AskedCell(Record, frozen=True, kw_only=True):
     context_tokens: int | None = None
     max_concurrency: int | None = None
     gpus: tuple[str, ...] = ()
+    card: str = ""
+    """The simulated card; "" = a real machine."""
+    simulated: bool = False
+    """No card was there: times and memory are those of a model of it."""
     workload_title: str = ""
     workload_source: str = ""
     mean_prompt_tokens: float | None = None

@@ -24,6 +24,7 @@ from reports.result import Result, result, write_derived
 from reports.run import read_run
 from reports.sections import arrivals, belief, bill, bought, breaks, decision, frontier, lengths, repeat, times, versus
 from reports.sections.glossary import TERMS
+from stacks.simulated.accuracy import MARK
 
 _PLAN_CHARACTERS = 64 * 1024
 
@@ -78,7 +79,7 @@ def _environment() -> Environment:
         "percentile": decision.percentile_text,
     }
     environment.filters.update(filters)
-    environment.globals.update(term=_term, swatch=_swatch, nothing=figures.NONE)
+    environment.globals.update(simulated_mark=MARK, term=_term, swatch=_swatch, nothing=figures.NONE)
     return environment
 
 
@@ -90,8 +91,7 @@ class Inlined(NamedTuple):
 
 
 def _inlined(environment: Environment, name: str) -> Inlined:
-    assert environment.loader is not None
-    text = environment.loader.get_source(environment, name)[0]
+    text = environment.get_template(name).render()
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return Inlined(Markup(text), f"'sha256-{digest}'")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from orchestrator.judge.level import judge_level
 from orchestrator.judge.search import Measure
 from orchestrator.launch.external import ExternalServer
 from orchestrator.level import Bench
+from orchestrator.machine import Machine
 from orchestrator.metrics import level_stats, measured_records
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.reading import parse_plan
@@ -73,8 +75,10 @@ def measure(plan: Plan, step: Measure, folder: Path) -> LevelCommitted:
     async def run(journal: Journal) -> LevelCommitted:
         died = asyncio.ensure_future(server.died())
         journal.files.attempt(cell.id, 1).mkdir(parents=True)
-        async with Bench.on(server, stack("llamacpp"), plan, cell, journal, 1, Quiet()) as bench:
-            commit = await bench.measure(bench.spec(step), died, level=0)
+        samples = journal.files.samples(cell.id, 1)
+        async with Machine().loading(server, stack("llamacpp"), plan, cell, samples, Quiet()) as load:
+            with contextlib.closing(Bench(load, plan, cell, journal, 1, Quiet())) as bench:
+                commit = await bench.measure(bench.spec(step), died, level=0)
         died.cancel()
         return commit
 

@@ -11,6 +11,7 @@ from reports.economy import Economy
 from reports.figures import NONE, count, latency, money, percent, significant, size, target
 from reports.figures import limit as limit_text
 from reports.result import CellResult, LevelResult, Result
+from reports.sections.fragile import fragile
 
 NO_VALUE = "no value"
 """A percentile that lies among the failed requests."""
@@ -60,6 +61,8 @@ class Card(NamedTuple):
     configure: str
     afterwards: tuple[str, ...]
     """What was seen after the break, and in the soak."""
+    fragile: str
+    """That it barely fits, and what that means; "" where it does not barely fit."""
     missing: tuple[str, ...]
     incident: bool
 
@@ -109,12 +112,12 @@ def by_workload(found: Iterable[Card]) -> dict[str, list[Card]]:
 
 
 def level_at(cell: CellResult, concurrency: int | None, *, held: bool) -> LevelResult | None:
-    """The level that speaks for a concurrency: the latest valid one that held, or that did not."""
-    found = [
-        level
-        for level in cell.levels
-        if level.concurrency == concurrency and level.verdict.valid and (level.verdict.verdict == "PASS") == held
-    ]
+    """The level that speaks for a concurrency: the latest valid one that held, or that did not. Where runs are pooled,
+    a concurrency may hold of which no single run was decided."""
+    own = [level for level in cell.levels if level.concurrency == concurrency and level.verdict.valid]
+    passed = [level for level in own if level.verdict.verdict == "PASS"]
+    undecided = [level for level in own if level.verdict.verdict == "UNDECIDED" and level.purpose != "sentinel"]
+    found = (passed or undecided) if held else [level for level in own if level not in passed]
     return max(found, key=lambda level: level.level, default=None)
 
 
@@ -149,6 +152,7 @@ def _card(cell: CellResult, anchor: str, slo: Slo) -> Card:
         why=_why(cell),
         configure=_configure(cell),
         afterwards=verdict.afterwards,
+        fragile=fragile(cell),
         missing=tuple(verdict.missing),
         incident=bool(cell.incidents),
     )

@@ -188,7 +188,7 @@ def test_the_first_part_is_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_does_not_end_within_the_drain_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     server = Server(lambda request: 100.0 if request.seq in (2, 9) else 1.0)
     run, records = open_run(monkeypatch, server, schedule(constant(10, 0), requests=20), drain_seconds=5.0)
-    lost = [r for r in records if r.failure is not None]
+    lost = sorted((r for r in records if r.failure is not None), key=lambda r: r.seq)
     assert [(r.seq, r.failure and r.failure.kind) for r in lost] == [(2, "timeout"), (9, "timeout")]
     assert run.cut is None
     assert len(records) == 20
