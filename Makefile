@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STACKS ?= llamacpp vllm transformers sglang
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test test-stacks lint format bench-memory bench-client bench-report bench-search bench-simulated bench-soak build clean
+.PHONY: demo test test-stacks lint format bench-memory bench-client bench-report bench-search bench-simulated bench-soak pictures build clean
 
 demo: $(VENV)/.demo            ## the main job on this machine: real llama.cpp, three weight formats, a report
 	$(BIN)/loadproof demo $(ARGS)
@@ -45,6 +45,9 @@ bench-soak: $(VENV)/.dev       ## the trends of a soak on simulated cards, stabl
 
 bench-simulated: $(VENV)/.dev  ## the simulated card against public measurements
 	$(BIN)/python -m benchmarks.simulated $(ARGS)
+
+pictures: $(VENV)/.dev         ## the pictures in docs/, taken of built reports in Chromium
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.pictures $(ARGS)
 
 build: $(VENV)/.dev            ## wheel and sdist into dist/
 	$(BIN)/python -m build

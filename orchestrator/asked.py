@@ -191,6 +191,7 @@ def asked(plan: Plan, gpus: Sequence[GpuInfo] = ()) -> Asked:
         cells=tuple(_cell(plan, cell, gpus) for cell in plan.cells()),
         budget_minutes=plan.budget.minutes,
         demand=plan.demand,
+        cost=plan.cost,
     )
 
 

@@ -27,8 +27,8 @@ from orchestrator.records import SCHEMA, AnyEvent, LevelCommitted, Record, Reque
 
 _encode = msgspec.json.Encoder().encode
 _decode_event = msgspec.json.Decoder(AnyEvent).decode
-_decode_record = msgspec.json.Decoder(RequestRecord).decode
-_decode_sample = msgspec.json.Decoder(Sample).decode
+_decode_records = msgspec.json.Decoder(RequestRecord).decode_lines
+_decode_samples = msgspec.json.Decoder(Sample).decode_lines
 
 
 class RunFiles:
@@ -75,9 +75,9 @@ def _event(line: bytes, where: str) -> AnyEvent | None:
     return event
 
 
-def _whole_lines(data: bytes) -> list[bytes]:
+def _whole(data: bytes) -> bytes:
     """The lines that end in a newline; what follows the last newline was never written to its end."""
-    return data.split(b"\n")[:-1]
+    return data[: data.rfind(b"\n") + 1]
 
 
 def read_events(run_dir: Path) -> list[AnyEvent]:
@@ -93,7 +93,7 @@ def read_events(run_dir: Path) -> list[AnyEvent]:
     except OSError as error:
         raise JournalError(f"{path} cannot be read: {error.strerror}.") from error
     events = []
-    for number, line in enumerate(_whole_lines(data), 1):
+    for number, line in enumerate(_whole(data).split(b"\n")[:-1], 1):
         event = _event(line, f"{path}:{number}")
         if isinstance(event, RunOpened) and event.schema > SCHEMA:
             raise JournalError(
@@ -119,7 +119,7 @@ def read_records(run_dir: Path, commit: LevelCommitted) -> list[RequestRecord]:
     if len(data) != commit.length:
         raise JournalError(f"{path} is shorter than the journal says: records of a committed level are missing.")
     try:
-        return [_decode_record(line) for line in _whole_lines(data)]
+        return _decode_records(_whole(data))
     except msgspec.DecodeError as error:
         raise JournalError(f"{path} does not read as request records ({error}).") from error
 
@@ -132,7 +132,7 @@ def read_samples(run_dir: Path, cell: str, attempt: int) -> list[Sample]:
     except FileNotFoundError:
         return []
     try:
-        return [_decode_sample(line) for line in _whole_lines(data)]
+        return _decode_samples(_whole(data))
     except msgspec.DecodeError as error:
         raise JournalError(f"{path} does not read as samples ({error}).") from error
 

@@ -173,6 +173,12 @@ class TokenEvents(NamedTuple):
             tokens=_event_tokens(records, total),
         )
 
+    def of_requests(self, keep: Sequence[bool]) -> TokenEvents:
+        """The events of some of the requests, which are numbered anew."""
+        kept = np.asarray(keep, np.bool_)
+        inside = kept[self.request]
+        return TokenEvents(self.at_ns[inside], (np.cumsum(kept) - 1)[self.request[inside]], self.tokens[inside])
+
     def inter_token_ms(self) -> Floats:
         """ITL of all requests, in ms (see `itl_ns`)."""
         follows = self.request[1:] == self.request[:-1]
@@ -188,11 +194,14 @@ def _event_tokens(records: Sequence[RequestRecord], total: int) -> Ints:
     return np.fromiter(itertools.chain.from_iterable(counts), np.int64, total)
 
 
-def _inter_token_ms(measured: Sequence[RequestRecord]) -> Floats:
+def _inter_token_ms(records: Sequence[RequestRecord], events: TokenEvents) -> Floats:
     """ITL over all measured requests; a failed one counts +inf for every token gap that was asked of it."""
-    missing = sum(max(1, r.asked_out - 1) for r in measured if r.failure is not None)
-    values = TokenEvents.of([r for r in measured if r.failure is None]).inter_token_ms()
-    return np.concatenate([values, np.full(missing, INF)])
+    measured = [r.phase == "measured" for r in records]
+    missing = sum(
+        max(1, r.asked_out - 1) for r, counts in zip(records, measured, strict=True) if counts and r.failure is not None
+    )
+    succeeded = [counts and r.failure is None for r, counts in zip(records, measured, strict=True)]
+    return np.concatenate([events.of_requests(succeeded).inter_token_ms(), np.full(missing, INF)])
 
 
 def ttft_values_ms(measured: Sequence[RequestRecord], *, from_due: bool = False) -> list[float]:
@@ -233,24 +242,30 @@ class Arrivals(NamedTuple):
         return Arrivals(self.at_ns[inside], self.tokens[inside])
 
 
-def output_arrivals(records: Sequence[RequestRecord], window: Window) -> Arrivals | None:
-    """Arrivals of output tokens inside the window, failed requests left out.
+def output_arrivals(
+    records: Sequence[RequestRecord], window: Window, events: TokenEvents | None = None
+) -> Arrivals | None:
+    """Arrivals of output tokens inside the window, failed requests left out. `events` are those of the records, if
+    they are at hand.
 
     Where the events' own counts do not add up to the server's count, each event stands for its share of that count.
     None if a request that finished with tokens in the window has no token count.
     """
-    done = [r for r in records if r.failure is None and r.token_ns and _overlaps(r, window)]
+    counted = [r.failure is None and bool(r.token_ns) and _overlaps(r, window) for r in records]
+    done = [r for r, counts in zip(records, counted, strict=True) if counts]
     if any(r.out_tokens is None for r in done):
         return None
-    events = TokenEvents.of(done)
+    events = TokenEvents.of(done) if events is None else events.of_requests(counted)
     told = np.bincount(events.request, weights=events.tokens, minlength=len(done))
     scale = np.array([r.out_tokens for r in done], np.float64) / np.maximum(told, 1)
     return Arrivals(events.at_ns, events.tokens * scale[events.request]).within(window)
 
 
-def output_tokens_in(records: Sequence[RequestRecord], window: Window) -> float | None:
+def output_tokens_in(
+    records: Sequence[RequestRecord], window: Window, events: TokenEvents | None = None
+) -> float | None:
     """Output tokens that arrived in the window; None where a count is missing (see `output_arrivals`)."""
-    arrivals = output_arrivals(records, window)
+    arrivals = output_arrivals(records, window, events)
     return None if arrivals is None else float(arrivals.tokens.sum())
 
 
@@ -411,12 +426,14 @@ class _Rates(NamedTuple):
     good: float | None
 
 
-def _rates(records: Sequence[RequestRecord], window: Window | None, slo: Slo, *, from_due: bool) -> _Rates:
+def _rates(
+    records: Sequence[RequestRecord], events: TokenEvents, window: Window | None, slo: Slo, *, from_due: bool
+) -> _Rates:
     if window is None:
         return _Rates(None, None, None, None)
     length_s = seconds(window[1] - window[0])
     completed = [r for r in records if r.failure is None and _in(r.end_ns, window)]
-    output, prompt = output_tokens_in(records, window), prompt_tokens_in(records, window)
+    output, prompt = output_tokens_in(records, window, events), prompt_tokens_in(records, window)
     return _Rates(
         output_tokens=None if output is None else output / length_s,
         prompt_tokens=None if prompt is None else prompt / length_s,
@@ -425,17 +442,25 @@ def _rates(records: Sequence[RequestRecord], window: Window | None, slo: Slo, *,
     )
 
 
-def level_stats(run: LevelRun, records: Sequence[RequestRecord], samples: Sequence[Sample], slo: Slo) -> LevelStats:
+def level_stats(
+    run: LevelRun,
+    records: Sequence[RequestRecord],
+    samples: Sequence[Sample],
+    slo: Slo,
+    *,
+    events: TokenEvents | None = None,
+) -> LevelStats:
     """Every number of a level from its records (all phases) and the samples taken meanwhile.
 
-    Of an open level the schedule-based twins are judged.
+    Of an open level the schedule-based twins are judged. `events`: those of the records, if they are at hand.
     """
     from_due = run.spec.is_open
+    events = TokenEvents.of(records) if events is None else events
     measured = measured_records(records)
     window = steady_window(run)
     good = sum(is_good(r, slo, from_due=from_due) for r in measured)
     failures = Counter(r.failure.kind for r in measured if r.failure is not None)
-    rates = _rates(records, window, slo, from_due=from_due)
+    rates = _rates(records, events, window, slo, from_due=from_due)
     engine, memory = _engine(samples, window), memory_peak(samples)
     length_s = 0.0 if window is None else seconds(window[1] - window[0])
     return LevelStats(
@@ -447,7 +472,7 @@ def level_stats(run: LevelRun, records: Sequence[RequestRecord], samples: Sequen
         slo_use=_use_at_target(measured, slo, from_due=from_due),
         ttft_ms=percentiles(ttft_values_ms(measured, from_due=from_due)),
         tpot_ms=percentiles(tpot_values_ms(measured)),
-        itl_ms=percentiles(_inter_token_ms(measured)),
+        itl_ms=percentiles(_inter_token_ms(records, events)),
         e2e_ms=percentiles(_all_ms(e2e_due_ns(r) if from_due else e2e_ns(r) for r in measured)),
         window_s=length_s,
         output_tokens_per_s=rates.output_tokens,

@@ -88,7 +88,7 @@ Phase = Literal["ramp", "warmup", "measured", "filler"]
 Stamp = Literal["kernel", "user"]
 
 
-class RequestRecord(Record, frozen=True, kw_only=True):
+class RequestRecord(Record, frozen=True, kw_only=True, gc=False):
     """One finished request. Every other number is derived from these (see `orchestrator.metrics`)."""
 
     seq: int
@@ -326,7 +326,7 @@ class LevelVerdict(Record, frozen=True, kw_only=True):
 # --- what is watched --------------------------------------------------------------------------------------------
 
 
-class Sample(Record, frozen=True, kw_only=True):
+class Sample(Record, frozen=True, kw_only=True, gc=False):
     """Values read from one source at one time. A value that was not reported is absent.
 
     Sources: ``gpu:<uuid>``, ``host``, ``tree`` (process tree of the server), ``container``, ``engine``, ``client``, and
@@ -438,6 +438,16 @@ class Predicted(Record, frozen=True, kw_only=True):
 # --- what the plan asked for ------------------------------------------------------------------------------------
 
 
+class Cost(Record, frozen=True, kw_only=True):
+    """What an hour costs, as the plan says it."""
+
+    gpu_hour: float | None = None
+    """Of one card."""
+    currency: str = "USD"
+    hour: dict[str, float] = {}
+    """Of a whole deployment, by its name: where it is not its cards times `gpu_hour`."""
+
+
 class Demand(Record, frozen=True, kw_only=True):
     """What a launch needs; None = it does not say."""
 
@@ -492,6 +502,7 @@ class Asked(Record, frozen=True, kw_only=True):
     cells: tuple[AskedCell, ...] = ()
     budget_minutes: float | None = None
     demand: Demand = Demand()
+    cost: Cost = Cost()
 
 
 # --- the journal ------------------------------------------------------------------------------------------------

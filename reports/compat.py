@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from orchestrator.clock import NS_PER_MS, NS_PER_S
-from orchestrator.metrics import Floats, TokenEvents, measured_records
+from orchestrator.metrics import Floats, TokenEvents
 from orchestrator.records import RequestRecord
 
 
@@ -93,10 +93,15 @@ class Successes(NamedTuple):
     """Between successive chunks of one request."""
 
     @classmethod
-    def of(cls, measured: Sequence[RequestRecord]) -> Successes:
-        done = [r for r in measured if r.failure is None and r.first_ns is not None and r.last_ns is not None]
+    def of(cls, records: Sequence[RequestRecord], events: TokenEvents | None = None) -> Successes:
+        """From the records of all phases; `events` are their token events, if those are at hand."""
+        measured = [r for r in records if r.phase == "measured"]
+        succeeded = [
+            r.phase == "measured" and r.failure is None and None not in (r.first_ns, r.last_ns) for r in records
+        ]
+        done = [r for r, counts in zip(records, succeeded, strict=True) if counts]
         span = max(r.end_ns for r in measured) - min(r.sent_ns for r in measured) if measured else 0
-        events = TokenEvents.of(done)
+        events = (TokenEvents.of(records) if events is None else events).of_requests(succeeded)
         within = events.request[1:] == events.request[:-1]
         return cls(
             duration_s=span / NS_PER_S if span > 0 else None,
@@ -136,9 +141,9 @@ def spread(values: Floats, *, occurred: bool = False) -> Spread:
     return Spread(mean=float(known.mean()), p50=float(p50), p99=float(p99))
 
 
-def compat(records: Sequence[RequestRecord]) -> Compat:
-    """A level's measured requests in the definitions of other tools."""
-    done = Successes.of(measured_records(records))
+def compat(records: Sequence[RequestRecord], events: TokenEvents | None = None) -> Compat:
+    """A level's measured requests in the definitions of other tools; `events`: those of the records, if at hand."""
+    done = Successes.of(records, events)
     output, prompt, tpot = _total(done.out_tokens), _total(done.in_tokens), done.tpot_ms()
     both = None if output is None or prompt is None else output + prompt
     some = done.out_tokens > 0

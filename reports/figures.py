@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 NONE = "\u2013"
 """Not reported. Never printed as 0."""
@@ -21,6 +22,14 @@ def clean(text: str, limit: int = _CLIP) -> str:
     return shown if len(text) <= limit else f"{shown} … ({len(text) - limit:,} characters left out)"
 
 
+_UNIT = re.compile(r"(?<=\d)(?: ?(?=%)| (?=(?:us|ms|s|min|h|[KMGT]iB|MB|GB|W|kWh|tok/s|tokens?|users?|runs?)\b))")
+
+
+def with_units(text: str) -> str:
+    """The same words; no line ends between a number and its unit."""
+    return _UNIT.sub("\u00a0", text)
+
+
 def significant(value: float | None, digits: int = 3) -> str:
     """Three significant digits, never an exponent, thousands set apart."""
     if value is None or not math.isfinite(value):
@@ -32,9 +41,26 @@ def significant(value: float | None, digits: int = 3) -> str:
     return f"{rounded if decimals else value:,.{min(decimals, 6)}f}"
 
 
+def limit(ms: float | None) -> str:
+    """A limit as it was asked for: ``40 ms``, not ``40.0 ms``."""
+    if ms is None:
+        return NONE
+    return f"{ms / 1000:,.6g} s" if ms >= 10_000 else f"{ms:,.6g} ms"
+
+
+def target(share: float) -> str:
+    """A share as it was asked for: ``95 %``."""
+    return f"{share * 100:.6g} %"
+
+
 def count(value: float | None) -> str:
     """A whole number."""
     return NONE if value is None else f"{round(value):,}"
+
+
+def money(amount: float | None, currency: str) -> str:
+    """``0.42 USD``."""
+    return NONE if amount is None else f"{significant(amount)} {currency}"
 
 
 def latency(ms: float | None) -> str:

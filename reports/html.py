@@ -1,7 +1,8 @@
 """The report: one self-contained HTML file, the same bytes for the same run directory.
 
 Everything in it that comes from outside passes `_shown`: cleaned of control characters, bounded, escaped. A content
-security policy forbids scripts and every request to a network; the one style sheet is named there by its hash.
+security policy forbids every request to a network; the one style sheet and the one script, which reads charts out and
+sets text only, are named there by their hashes.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ import base64
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from orchestrator.journal import RunFiles
 from reports import figures
-from reports.charts import colour_variable, dash, unchecked
+from reports.charts import colour_variable, dash
 from reports.comparison import Comparison
 from reports.result import Result, result, write_derived
 from reports.run import read_run
@@ -29,8 +30,11 @@ _PLAN_CHARACTERS = 64 * 1024
 
 
 def _shown(value: Any) -> Any:
-    """What a template prints: untrusted strings cleaned and bounded (Jinja escapes them afterwards)."""
-    return figures.clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    """What a template prints: untrusted strings cleaned and bounded (Jinja escapes them afterwards), numbers kept on
+    the line of their units."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return figures.with_units(figures.clean(value))
 
 
 def _clip(value: str, limit: int) -> Markup:
@@ -67,34 +71,45 @@ def _environment() -> Environment:
         "count": figures.count,
         "duration": figures.duration,
         "latency": figures.latency,
+        "limit": figures.limit,
         "percent": figures.percent,
+        "target": figures.target,
         "significant": figures.significant,
         "size": figures.size,
         "percentile": decision.percentile_text,
     }
     environment.filters.update(filters)
-    environment.globals.update(simulated_mark=MARK, term=_term, swatch=_swatch, none=figures.NONE)
+    environment.globals.update(simulated_mark=MARK, term=_term, swatch=_swatch, nothing=figures.NONE)
     return environment
 
 
-def _style(environment: Environment) -> tuple[Markup, str]:
-    """(style sheet, the source expression that allows just it in a content security policy)."""
-    sheet = environment.get_template("style.css").render()
-    digest = base64.b64encode(hashlib.sha256(sheet.encode()).digest()).decode()
-    return Markup(sheet), f"'sha256-{digest}'"
+class Inlined(NamedTuple):
+    """A file that stands in the page, and what allows just it in a content security policy."""
+
+    text: Markup
+    source: str
+
+
+def _inlined(environment: Environment, name: str) -> Inlined:
+    text = environment.get_template(name).render()
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return Inlined(Markup(text), f"'sha256-{digest}'")
+
+
+def _frame(environment: Environment) -> dict[str, Inlined]:
+    """What every page has."""
+    return {"style": _inlined(environment, "style.css"), "script": _inlined(environment, "charts.js")}
 
 
 def render(found: Result, plan_text: str) -> str:
     """The page for a result; `plan_text` is the plan as given."""
     environment = _environment()
-    style, style_source = _style(environment)
     cards = decision.cards(found)
     return environment.get_template("report.html").render(
         result=found,
         page_title=found.title,
         version=found.loadproof_version,
-        style=style,
-        style_source=style_source,
+        **_frame(environment),
         cards=cards,
         matrix=decision.matrix(cards),
         tally=decision.tally(cards),
@@ -115,6 +130,7 @@ def render(found: Result, plan_text: str) -> str:
         notes=belief.notes(found),
         started=repeat.started(found),
         host=repeat.host_rows(found),
+        gpus=repeat.gpus(found),
         draws=repeat.draws(found),
         command=repeat.command(found),
         plan=_clip(plan_text, _PLAN_CHARACTERS),
@@ -125,12 +141,10 @@ def render(found: Result, plan_text: str) -> str:
 def render_comparison(a: Result, b: Result, found: Comparison) -> str:
     """The page of a comparison of two results."""
     environment = _environment()
-    style, style_source = _style(environment)
     return environment.get_template("compare.html").render(
         page_title=f"{found.title_b} against {found.title_a}",
         version=b.loadproof_version,
-        style=style,
-        style_source=style_source,
+        **_frame(environment),
         found=found,
         cells=versus.versus(a, b, found),
         terms=TERMS,
@@ -139,8 +153,7 @@ def render_comparison(a: Result, b: Result, found: Comparison) -> str:
 
 def write_comparison(a: Result, b: Result, found: Comparison, path: Path) -> None:
     """Write the page of a comparison. Raises HostError if the file cannot be written."""
-    with unchecked():
-        page = render_comparison(a, b, found)
+    page = render_comparison(a, b, found)
     write_derived(path, page.encode())
 
 
@@ -151,8 +164,7 @@ def write_report(run_dir: Path, out: Path | None = None, *, found: Result | None
     and HostError if the file cannot be written.
     """
     run = read_run(run_dir)
-    with unchecked():
-        page = render(found or result(run), run.plan_text())
+    page = render(found or result(run), run.plan_text())
     path = out or RunFiles(run_dir).report
     write_derived(path, page.encode())
     return path

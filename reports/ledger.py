@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from orchestrator.clock import NS_PER_S
+from orchestrator.metrics import TokenEvents
 from orchestrator.records import Neighbour, RequestRecord, Sample, ServerRecord
 from reports.figures import size
 from reports.run import Attempt, Level
@@ -83,23 +84,20 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
 # --- how full the pool was --------------------------------------------------------------------------------------
 
 
-def held_tokens(records: Sequence[RequestRecord]) -> int | None:
+def held_tokens(records: Sequence[RequestRecord], events: TokenEvents | None = None) -> int | None:
     """Most tokens that requests under way held at one time: each its prompt from its first token on, and every token
-    after that, until its end. None if no request got a first token."""
-    times: list[int] = []
-    changes: list[int] = []
-    for record in records:
-        if record.first_ns is None:
-            continue
-        prompt = record.in_tokens if record.in_tokens is not None else record.asked_in
-        counts = record.token_counts or (1,) * len(record.token_ns)
-        times += [record.first_ns, *record.token_ns, record.end_ns]
-        changes += [prompt, *counts, -prompt - sum(counts)]
-    if not times:
+    after that, until its end. None if no request got a first token. `events`: those of the records, if at hand."""
+    started = [r.first_ns is not None for r in records]
+    own = [r for r in records if r.first_ns is not None]
+    events = (TokenEvents.of(records) if events is None else events).of_requests(started)
+    if not own:
         return None
+    prompts = np.array([r.asked_in if r.in_tokens is None else r.in_tokens for r in own], np.int64)
+    output = np.bincount(events.request, weights=events.tokens, minlength=len(own)).astype(np.int64)
+    times = ([r.end_ns for r in own], [r.first_ns for r in own], events.at_ns)
     # At one moment ends come first: what is given back can be taken again.
-    order = np.lexsort((changes, times))
-    return int(np.cumsum(np.asarray(changes)[order]).max())
+    order = np.argsort(np.concatenate([np.asarray(at, np.int64) for at in times]), kind="stable")
+    return int(np.cumsum(np.concatenate([-prompts - output, prompts, events.tokens])[order]).max())
 
 
 class Filling(NamedTuple):

@@ -20,11 +20,12 @@ from orchestrator.judge.level import judge_level
 from orchestrator.judge.margin import CellVerdict, cell_verdict
 from orchestrator.judge.search import Measure, Outcome, Progress, SearchRules, progress
 from orchestrator.judge.soak import Soak, soak_of
-from orchestrator.metrics import Series, level_stats, measured_records, output_arrivals, steady_window
+from orchestrator.metrics import Series, TokenEvents, level_stats, measured_records, output_arrivals, steady_window
 from orchestrator.records import (
     Asked,
     AskedCell,
     ClientHealth,
+    Cost,
     Demand,
     LevelCommitted,
     LevelRun,
@@ -40,6 +41,7 @@ from orchestrator.records import (
 from reports.certainty import Certainty, certainty
 from reports.compat import Compat, compat
 from reports.course import Course, course
+from reports.economy import Economy, cards_of, economy
 from reports.ledger import Ledger, held_tokens, ledger
 from reports.reconcile import Lesson, Reconciliation, lesson_of, reconcile
 from reports.run import Attempt, Cell, Level, Run, read_run
@@ -148,6 +150,7 @@ class CellResult(msgspec.Struct, frozen=True, kw_only=True):
     reconciliation: Reconciliation
     timeline: Timeline
     traffic: Traffic
+    economy: Economy = Economy()
     incidents: tuple[Incident, ...]
     shrunk_to: int | None = None
     """Context that it was served with, tokens, where that is less than was asked."""
@@ -173,6 +176,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     note: str
     openings: int
     slo: Slo
+    cost: Cost = Cost()
     budget_minutes: float | None
     host: dict[str, str | float | None]
     plan_sha256: str
@@ -190,9 +194,10 @@ def _level(level: Level, started_ns: int, watched: Sequence[Sample], slo: Slo, c
     commit = level.commit
     run, verdict, stats = commit.run, commit.verdict, commit.stats
     records = level.records()
+    events = TokenEvents.of(records)
     counted.add(records)
     samples = [sample for sample in watched if run.started_ns <= sample.at_ns <= commit.at_ns]
-    arrivals = output_arrivals(records, (run.started_ns, run.ended_ns))
+    arrivals = output_arrivals(records, (run.started_ns, run.ended_ns), events)
     power = _power_w(samples, run)
     rate = stats.output_tokens_per_s
     return LevelResult(
@@ -212,10 +217,10 @@ def _level(level: Level, started_ns: int, watched: Sequence[Sample], slo: Slo, c
         health=run.health,
         workload_sha256=commit.workload_sha256,
         list_sha256=_list_sha256(records, run.spec.requests),
-        kv_held_tokens=held_tokens(records),
-        judged_again="same" if _agrees(commit, records, samples, slo) else "differs",
+        kv_held_tokens=held_tokens(records, events),
+        judged_again="same" if _agrees(commit, records, events, samples, slo) else "differs",
         certainty=certainty(run, records, slo, arrivals),
-        compat=compat(records),
+        compat=compat(records, events),
         course=course(run, records, samples, arrivals),
         tokens_from=tuple(sorted({r.tokens_from for r in records if r.failure is None})),
         power_w=power,
@@ -239,9 +244,11 @@ def _power_w(samples: Sequence[Sample], run: LevelRun) -> float | None:
     return float(sum(values.mean() for values in read)) if read else None
 
 
-def _agrees(commit: LevelCommitted, records: Sequence[RequestRecord], samples: Sequence[Sample], slo: Slo) -> bool:
+def _agrees(
+    commit: LevelCommitted, records: Sequence[RequestRecord], events: TokenEvents, samples: Sequence[Sample], slo: Slo
+) -> bool:
     """Judge the level again from its raw records: the same counts and the same words?"""
-    stats = level_stats(commit.run, records, samples, slo)
+    stats = level_stats(commit.run, records, samples, slo, events=events)
     verdict = judge_level(commit.run, stats, records, samples, slo, hard_break=commit.verdict.hard_break)
     return (stats.offered, stats.good, stats.failed, verdict.valid, verdict.verdict) == (
         commit.stats.offered,
@@ -426,6 +433,29 @@ def _ledger(cell: Cell, watched: dict[int, list[Sample]], levels: Sequence[Level
     return ledger(attempt, watched[attempt.number], own, {level.level: level.kv_held_tokens for level in levels})
 
 
+def _economy(
+    cell: Cell, verdict: CellVerdict, levels: Sequence[LevelResult], watched: dict[int, list[Sample]], cost: Cost
+) -> Economy:
+    """At the point that may be signed if it was measured, else at the most that held."""
+    held = {v.concurrency: v for v in sorted(levels, key=_order) if v.verdict.valid and v.verdict.verdict == "PASS"}
+    signed = verdict.c_sign in held
+    at = held.get(verdict.c_sign or 0) if signed else held.get(verdict.c_ok or 0)
+    seen = {s.source for samples in watched.values() for s in samples if s.source.startswith("gpu:")}
+    return economy(
+        at.stats if at else None,
+        at.concurrency if at else None,
+        at.power_w if at else None,
+        signed=signed,
+        asked=cell.asked,
+        cost=cost,
+        cards=cards_of(cell.asked, len(seen)),
+    )
+
+
+def _order(level: LevelResult) -> int:
+    return level.level
+
+
 def _cell(cell: Cell, asked: Asked, host: Mapping[str, object], lessons: dict[str, Lesson]) -> CellResult:
     watched = {attempt.number: attempt.samples() for attempt in cell.attempts}
     started = {attempt.number: attempt.started_ns for attempt in cell.attempts}
@@ -444,6 +474,7 @@ def _cell(cell: Cell, asked: Asked, host: Mapping[str, object], lessons: dict[st
         search = come.so_far.why if come and come.so_far else ""
     except JournalError as error:
         come, search = None, str(error)
+    verdict = _verdict(cell, come, asked.slo, asked.demand, _soak(levels))
     life = _ledger(cell, watched, levels)
     shrunk = _shrunk(cell)
     bill = reconcile(cell.asked.predicted, cell.asked.unpredicted, cell.server, life, lessons)
@@ -453,7 +484,7 @@ def _cell(cell: Cell, asked: Asked, host: Mapping[str, object], lessons: dict[st
         asked=cell.asked,
         outcome=_outcome(cell),
         note=cell.finished.note if cell.finished else "",
-        verdict=_verdict(cell, come, asked.slo, asked.demand, _soak(levels)),
+        verdict=verdict,
         search=search,
         hardware=_hardware(cell, timeline, host),
         levels=levels,
@@ -465,6 +496,7 @@ def _cell(cell: Cell, asked: Asked, host: Mapping[str, object], lessons: dict[st
         reconciliation=bill,
         timeline=timeline,
         traffic=traffic(counted, cell.asked),
+        economy=_economy(cell, verdict, levels, watched, asked.cost),
         incidents=tuple(_incidents(cell)),
         shrunk_to=shrunk.served if shrunk is not None else None,
     )
@@ -491,6 +523,7 @@ def result(run: Run) -> Result:
         note=run.closed.note if run.closed else "",
         openings=run.openings,
         slo=run.asked.slo,
+        cost=run.asked.cost,
         budget_minutes=run.asked.budget_minutes,
         host=dict(sorted(opened.host.items())),
         plan_sha256=opened.plan_sha256,

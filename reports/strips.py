@@ -1,7 +1,4 @@
-"""The course of a level as strips one above another, drawn here: a report shows hundreds, and Vega takes 0.1 s for one.
-
-Pure SVG of rounded numbers and of text that is escaped; colours are the page's variables, as in `reports.charts`.
-"""
+"""The course of a level as strips one above another: SVG as in `reports.charts`."""
 
 from __future__ import annotations
 

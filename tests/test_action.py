@@ -55,6 +55,21 @@ def test_the_gate_step(steps: dict[str, dict[str, Any]], tmp_path: Path, allow: 
     assert "The gate says PROVISIONAL." in (tmp_path / "summary.md").read_text()
 
 
+def test_what_is_installed_is_the_action_s_own_checkout_or_what_was_named(
+    steps: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    """pip and venv stand in as a script that tells what it was called with."""
+    fake = tmp_path / "bin" / "python3"
+    fake.parent.mkdir()
+    fake.write_text('#!/bin/sh\nmkdir -p "$3/bin"; cp "$0" "$3/bin/python" 2>/dev/null; echo "$@"\n')
+    fake.chmod(0o755)
+    path = f"{fake.parent}:{os.environ['PATH']}"
+    for version, installed in (("", "/a checkout"), ("loadproof==1.0", "loadproof==1.0")):
+        done = shell(steps["Install"], tmp_path, VERSION=version, OWN="/a checkout", PATH=path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == f"-m pip install --quiet {installed}"
+
+
 def test_the_measuring_step_hands_every_override_on(steps: dict[str, dict[str, Any]], tmp_path: Path) -> None:
     done = shell(steps["Measure"], tmp_path, PLAN="no-such.toml", RUN="r", OVERRIDES="ramp.max=8\ntitle=a b\n")
     assert done.returncode == 2

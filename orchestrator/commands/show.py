@@ -20,10 +20,12 @@ from reports.result import CellResult, Result, result
 from reports.run import read_run
 from reports.sections.belief import hardware_notes
 from reports.sections.bought import Comparison, comparisons
-from reports.sections.decision import Card, cards, level_at, percentile_text
+from reports.sections.decision import Card, cards, cost_text, energy_text, level_at, percentile_text
 from reports.sections.frontier import Frontier, frontier
 
 _COLOURS = {"SIGNED": "bold green", "PROVISIONAL": "bold yellow", "REFUSED": "bold red"}
+_ECONOMY = (("1M tok", cost_text), ("energy", energy_text))
+"""Cost and energy of a million output tokens, where any is known."""
 _PIPE_WIDTH = 120
 
 
@@ -69,7 +71,8 @@ def _table(found: Result, decided: tuple[Card, ...]) -> Table:
     table.add_column("deployment", overflow="fold")
     table.add_column("workload", overflow="fold")
     table.add_column("verdict")
-    for name in ("holds", "breaks", "TTFT p95", "TPOT p95", "tok/s", "memory"):
+    extra = [(name, text) for name, text in _ECONOMY if any(text(cell.economy) for cell in found.cells)]
+    for name in ("holds", "breaks", "TTFT p95", "TPOT p95", "tok/s", "memory", *(name for name, _ in extra)):
         table.add_column(name, justify="right")
     for cell, card in zip(found.cells, decided, strict=True):
         table.add_row(
@@ -79,6 +82,7 @@ def _table(found: Result, decided: tuple[Card, ...]) -> Table:
             card.holds,
             card.breaks,
             *_figures(cell),
+            *(_line(text(cell.economy) or NONE) for _, text in extra),
         )
     return table
 

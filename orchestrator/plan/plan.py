@@ -12,7 +12,7 @@ import msgspec
 
 from orchestrator.plan.expected import is_checked
 from orchestrator.plan.settings import Budget, Frontier, ModelSettings, OpenLoop, Ramp, Soak, WorkloadSettings
-from orchestrator.records import SCHEMA, Demand, Slo
+from orchestrator.records import SCHEMA, Cost, Demand, Slo
 from stacks.base import Deployment
 from workloads.expected import Expected
 from workloads.workload import Workload
@@ -35,7 +35,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     """`DEPLOYMENT--WORKLOAD`: unique in the plan, and safe as a file name and as a container name."""
     fingerprint: str
-    """SHA-256 over all that could change the result. Not in it: the budget, which only says when to stop."""
+    """SHA-256 over all that could change the result. Not in it: the budget, which only says when to stop, and
+    the prices."""
     deployment: Deployment
     workload: WorkloadSettings
 
@@ -60,6 +61,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """[demand]: what the launch needs. A cell of which less may be signed is REFUSED."""
     soak: Soak = Soak()
     budget: Budget
+    cost: Cost = Cost()
     frontier: Frontier | None = None
     lengths: Mapping[str, Workload]
     """The length pairs of each workload, by its name."""

@@ -19,11 +19,11 @@ from orchestrator.plan.frontier import frontier_workloads, read_frontier
 from orchestrator.plan.overrides import apply_overrides
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.secrets import secret_places
-from orchestrator.plan.settings import Budget, Frontier, ModelSettings, OpenLoop, Ramp, Soak, WorkloadSettings
+from orchestrator.plan.settings import BOUNDS, Budget, Frontier, ModelSettings, OpenLoop, Ramp, Soak, WorkloadSettings
 from orchestrator.plan.simulated import check_together
-from orchestrator.plan.tables import Findings, is_deeper_than, shown
+from orchestrator.plan.tables import Findings, is_deeper_than, nearest, shown
 from orchestrator.plan.workloads import read_workload, within_context
-from orchestrator.records import Demand, Slo
+from orchestrator.records import Cost, Demand, Slo
 from stacks.base import Deployment
 from workloads.workload import Workload
 
@@ -35,7 +35,7 @@ MOST_ENTRIES = 256
 
 _KEYS = (
     "title", "seed", "model", "slo", "defaults", "deployment", "workload", "frontier", "ramp", "open_loop", "demand",
-    "soak", "budget",
+    "soak", "budget", "cost",
 )  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._]|-(?!-)){0,62}[A-Za-z0-9]|[A-Za-z0-9]")
 
@@ -118,6 +118,7 @@ def _read(
     _check_ramp(ramp, findings)
     check_together(deployments, slo, findings)
     expected = expected_traffic(open_loop, ramp, workloads, lengths, around.base, findings)
+    cost = _cost(document, deployments, findings)
     return Plan(
         text=text,
         path=around.base / name,
@@ -134,6 +135,7 @@ def _read(
         soak=soak,
         budget=budget,
         frontier=frontier,
+        cost=cost,
         lengths=lengths,
         expected=expected,
     )
@@ -188,6 +190,19 @@ def _workloads(
     _check_names([*own, *(("frontier", settings.name) for settings, _ in along)], findings)
     every = [*fitted, *along]
     return tuple(settings for settings, _ in every), {settings.name: workload for settings, workload in every}
+
+
+def _cost(document: Mapping[str, Any], deployments: Sequence[Deployment], findings: Findings) -> Cost:
+    cost = findings.read_optional(document, Cost, "cost")
+    if not 0 < len(cost.currency) <= 8 or not cost.currency.isprintable():
+        findings.add("cost.currency", f"found {shown(cost.currency)}, expected a short name.", 'Write it like "EUR".')
+    names = [deployment.name for deployment in deployments]
+    for name, price in cost.hour.items():
+        if name not in names:
+            findings.add(f"cost.hour.{name[:60]}", "there is no such deployment.", nearest(name, names))
+        elif not BOUNDS["gpu_hour"].holds(price):
+            findings.add(f"cost.hour.{name}", f"found {shown(price)}, allowed is {BOUNDS['gpu_hour']}.")
+    return cost
 
 
 def _check_names(named: Iterable[tuple[str, str | None]], findings: Findings) -> None:

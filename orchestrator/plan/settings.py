@@ -192,5 +192,6 @@ BOUNDS = {
     "users": _COUNT,
     "rate_per_s": _POSITIVE,
     "minutes": Bound(0, 100_000, above=True),
+    "gpu_hour": Bound(0, 1_000_000, above=True),
 }
 """By key; a key means the same in every table. Each element of a list is held to its key's bound."""

@@ -10,12 +10,15 @@ from markupsafe import Markup
 from orchestrator.judge.steps import OpenLoop
 from orchestrator.records import Slo
 from reports.charts import Curve, Mark, rate_chart
-from reports.figures import percent, significant
+from reports.figures import percent, significant, target
 from reports.result import CellResult, LevelResult, Result
-from reports.sections.breaks import slots, word
+from reports.sections.breaks import slots, with_interval, word
 
 _REPLAY_SLOT = 3
 """Colour of the replays beside that of the deployment."""
+
+
+POISSON, REPLAYED = "independent (Poisson)", "expected traffic, replayed"
 
 
 class Line(NamedTuple):
@@ -31,9 +34,8 @@ class Arrivals(NamedTuple):
 
     deployment: str
     workload: str
-    slot: int
-    replay_slot: int | None
-    """None: nothing was replayed."""
+    ways: tuple[tuple[str, int], ...]
+    """(name, colour slot) of the ways of arriving: independent, and the expected traffic if it was replayed."""
     picture: Markup
     caption: str
     lines: tuple[Line, ...]
@@ -56,19 +58,19 @@ def _cell(cell: CellResult, slot: int, slo: Slo) -> Arrivals:
     replays = [level for level in levels if level.purpose == "replay"]
     check = cell.verdict.open_loop
     replay_slot = slot + _REPLAY_SLOT
-    curves = [_curve(poisson, slot, _bracket(check)), *([_curve(replays, replay_slot, None)] if replays else [])]
+    curves = [_curve(poisson, slot, POISSON, _bracket(check))]
+    curves += [_curve(replays, replay_slot, REPLAYED)] if replays else []
     return Arrivals(
         deployment=cell.asked.deployment,
         workload=cell.asked.workload,
-        slot=slot,
-        replay_slot=replay_slot if replays else None,
+        ways=tuple((curve.name, curve.slot) for curve in curves),
         picture=rate_chart(
             curves,
             title="Good requests against the rate of arrivals",
             described=_told(cell.asked.deployment, levels),
             limit=slo.attainment,
         ),
-        caption=f"limit {percent(slo.attainment)}",
+        caption=f"limit {target(slo.attainment)}",
         lines=tuple(Line(level, word(level), level.arrivals) for level in levels),
         steps=() if check is None else tuple(_steps(check)),
     )
@@ -80,13 +82,19 @@ def _bracket(check: OpenLoop | None) -> tuple[float, float] | None:
     return check.rate_ok, check.rate_bad
 
 
-def _curve(levels: Sequence[LevelResult], slot: int, bracket: tuple[float, float] | None) -> Curve:
+def _curve(levels: Sequence[LevelResult], slot: int, name: str, bracket: tuple[float, float] | None = None) -> Curve:
     latest = {level.rate_per_s: level.level for level in levels if level.verdict.valid}
     marks = (
-        Mark(level.rate_per_s or 0.0, level.stats.attainment, word(level), latest.get(level.rate_per_s) == level.level)
+        Mark(
+            level.rate_per_s or 0.0,
+            level.stats.attainment,
+            word(level),
+            latest.get(level.rate_per_s) == level.level,
+            with_interval(level.stats.attainment, level.certainty.attainment, percent),
+        )
         for level in levels
     )
-    return Curve(tuple(marks), bracket, slot)
+    return Curve(tuple(marks), bracket, slot, name)
 
 
 def _told(deployment: str, levels: Sequence[LevelResult]) -> str:

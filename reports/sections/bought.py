@@ -7,7 +7,7 @@ numbers of this run; a difference under 5 % is called unchanged.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -16,11 +16,12 @@ from markupsafe import Markup
 
 from orchestrator.records import AskedCell
 from reports.charts import bill_chart
+from reports.economy import Economy
 from reports.figures import NONE, change, count, latency, percent, significant, size
 from reports.reconcile import Reconciliation
 from reports.result import Bill, CellResult, LevelResult
 from reports.sections.bill import signed
-from reports.sections.decision import broke_at, percentile_text
+from reports.sections.decision import broke_at, cost_text, energy_text, percentile_text
 from stacks.memory.formats import find_weight_format
 from stacks.memory.models import UnknownFactError
 
@@ -288,7 +289,17 @@ def _served_rows(columns: Sequence[Column], workload: str) -> tuple[Row, ...]:
     levels = common_level(present) if len(present) == len(cells) else None
     if levels is not None:
         rows += _equal_rows(levels)
-    return tuple(rows)
+    return (*rows, *_economy_rows([cell.economy if cell else Economy() for cell in cells]))
+
+
+def _economy_rows(found: Sequence[Economy]) -> Iterator[Row]:
+    """Cost and energy of a million output tokens, each deployment at what it holds; none where none is known."""
+    costs = [one.cost_per_million_output_tokens for one in found]
+    energies = [one.kwh_per_million_output_tokens for one in found]
+    if any(cost is not None for cost in costs):
+        yield Row("Cost, 1M tok", "cost", tuple(map(cost_text, found)), _changed(costs[-1], costs[0]))
+    if any(energy is not None for energy in energies):
+        yield Row("Energy, 1M tok", "energy", tuple(map(energy_text, found)), _changed(energies[-1], energies[0]))
 
 
 def _equal_rows(levels: Sequence[LevelResult]) -> list[Row]:

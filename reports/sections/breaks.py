@@ -8,10 +8,12 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from orchestrator.records import Slo
+from reports.certainty import Estimate
 from reports.charts import Curve, Mark, concurrency_chart
-from reports.figures import significant
+from reports.figures import NONE, latency, limit, percent, significant, target
 from reports.result import CellResult, LevelResult, Result
-from reports.sections.decision import broke_at
+from reports.sections.belief import interval
+from reports.sections.decision import NO_VALUE, broke_at
 
 _ENGINE_FIGURES = ("waiting_mean", "kv_use_max", "preemptions")
 
@@ -57,6 +59,9 @@ class _Quantity(NamedTuple):
     share: bool = False
     failures_have_none: bool = False
     """No value means that too many requests failed (a percentile), not that it was not reported."""
+    sure: Callable[[LevelResult], Estimate] = lambda _: Estimate()
+    """The interval of the value."""
+    text: Callable[[float | None], str] = significant
 
 
 def slots(result: Result) -> dict[str, int]:
@@ -111,21 +116,55 @@ def pictures(cells: Sequence[CellResult], colours: Mapping[str, int], slo: Slo) 
 
 def _quantities(slo: Slo) -> tuple[_Quantity, ...]:
     return (
-        _Quantity("Good requests", "attainment", "share", lambda v: v.stats.attainment, slo.attainment, share=True),
-        _Quantity("TTFT p95", "ttft", "ms", lambda v: v.stats.ttft_ms.p95, slo.ttft_ms, failures_have_none=True),
-        _Quantity("TPOT p95", "tpot", "ms", lambda v: v.stats.tpot_ms.p95, slo.tpot_ms, failures_have_none=True),
-        _Quantity("Output throughput", "throughput", "tokens/s", lambda v: v.stats.output_tokens_per_s),
+        _Quantity(
+            "Good requests",
+            "attainment",
+            "share",
+            lambda v: v.stats.attainment,
+            slo.attainment,
+            share=True,
+            sure=lambda v: v.certainty.attainment,
+            text=percent,
+        ),
+        _Quantity(
+            "TTFT p95",
+            "ttft",
+            "ms",
+            lambda v: v.stats.ttft_ms.p95,
+            slo.ttft_ms,
+            failures_have_none=True,
+            sure=lambda v: v.certainty.ttft_p95_ms,
+            text=latency,
+        ),
+        _Quantity(
+            "TPOT p95",
+            "tpot",
+            "ms",
+            lambda v: v.stats.tpot_ms.p95,
+            slo.tpot_ms,
+            failures_have_none=True,
+            sure=lambda v: v.certainty.tpot_p95_ms,
+            text=latency,
+        ),
+        _Quantity(
+            "Output throughput",
+            "throughput",
+            "tokens/s",
+            lambda v: v.stats.output_tokens_per_s,
+            sure=lambda v: v.certainty.output_tokens_per_s,
+            text=lambda rate: f"{significant(rate)} tok/s",
+        ),
     )
 
 
 def _picture(quantity: _Quantity, cells: Sequence[CellResult], colours: Mapping[str, int]) -> Picture:
     curves = [_curve(cell, colours[cell.asked.deployment], quantity) for cell in cells]
     scale, unit = (100, "%") if quantity.share else (1, quantity.unit)
-    limit = None if quantity.limit is None else f"limit {significant(quantity.limit * scale)} {unit}"
+    shown = "" if quantity.limit is None else (target if quantity.share else limit)(quantity.limit)
     return Picture(
         title=quantity.title,
         term=quantity.term,
-        caption=limit or "no limit",
+        caption=f"limit {shown}" if shown else "no limit",
         svg=concurrency_chart(
             curves,
             title=f"{quantity.title} against concurrency",
@@ -154,9 +193,21 @@ def _curve(cell: CellResult, slot: int, quantity: _Quantity) -> Curve:
         if value is None and not (quantity.failures_have_none and level.stats.failed):
             continue
         on_line = latest.get(level.concurrency) == level.level
-        marks.append(Mark(level.concurrency, value, word(level), on_line))
+        marks.append(Mark(level.concurrency, value, word(level), on_line, _said(level, quantity)))
     ok, bad = cell.verdict.c_ok, broke_at(cell)
-    return Curve(tuple(marks), (ok, bad) if ok is not None and bad is not None else None, slot)
+    bracket = (ok, bad) if ok is not None and bad is not None else None
+    return Curve(tuple(marks), bracket, slot, cell.asked.deployment)
+
+
+def _said(level: LevelResult, quantity: _Quantity) -> str:
+    return with_interval(quantity.read(level), quantity.sure(level), quantity.text)
+
+
+def with_interval(value: float | None, sure: Estimate, words: Callable[[float | None], str]) -> str:
+    """``312 ms (300 to 330 ms)``: the value with its interval, where it has one."""
+    within = interval(sure, words)
+    shown = NO_VALUE if value is None else words(value)
+    return shown if within == NONE else f"{shown} ({within})"
 
 
 def _age(level: LevelResult) -> int:

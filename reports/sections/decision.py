@@ -7,12 +7,11 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from orchestrator.records import AskedCell, LevelStats, Percentiles, Slo
-from reports.figures import NONE, count, latency, percent, significant, size
+from reports.economy import Economy
+from reports.figures import NONE, count, latency, money, percent, significant, size, target
+from reports.figures import limit as limit_text
 from reports.result import CellResult, LevelResult, Result
 from reports.sections.fragile import fragile
-
-_MJ_PER_KWH = 3.6
-"""So that J a token, which is MJ a million tokens, becomes kWh a million."""
 
 NO_VALUE = "no value"
 """A percentile that lies among the failed requests."""
@@ -147,7 +146,7 @@ def _card(cell: CellResult, anchor: str, slo: Slo) -> Card:
         breaks=_breaks(cell),
         numbers=_numbers(cell),
         span=_span(cell),
-        checks=(*_checks(ok, bad, slo), *_energy_check(ok, bad)),
+        checks=(*_checks(ok, bad, slo), *_economy_checks(cell.economy)),
         ok_users=ok.concurrency if ok else None,
         bad_users=bad.concurrency if bad else None,
         why=_why(cell),
@@ -264,7 +263,8 @@ def _why(cell: CellResult) -> str:
     """What limits the cell, with the evidence."""
     verdict, level = cell.verdict, _break(cell)
     if level is None:
-        return ""
+        remedy = cell.incidents[-1].failure.remedy if cell.incidents else ""
+        return f"What to do: {remedy}" if remedy else ""
     if level.verdict.verdict == "UNDECIDED":
         notes = (c.note for c in level.verdict.criteria if c.binding and c.verdict == "UNDECIDED" and c.note)
         note = next(notes, None)
@@ -279,7 +279,7 @@ def _checks(ok: LevelResult | None, bad: LevelResult | None, slo: Slo) -> tuple[
     if ok is None and bad is None:
         return ()
     good = [level.stats if level else None for level in (ok, bad)]
-    rows = [_share_check("Good", "attainment", f"≥ {percent(slo.attainment)}", *good, slo=slo)]
+    rows = [_share_check("Good", "attainment", f"≥ {target(slo.attainment)}", *good, slo=slo)]
     for name, term, limit in (("TTFT p95", "ttft", slo.ttft_ms), ("TPOT p95", "tpot", slo.tpot_ms)):
         rows.append(_latency_check(name, term, limit, *good))
     if slo.e2e_ms is not None:
@@ -291,13 +291,24 @@ def _checks(ok: LevelResult | None, bad: LevelResult | None, slo: Slo) -> tuple[
     return tuple(rows)
 
 
-def _energy_check(ok: LevelResult | None, bad: LevelResult | None) -> tuple[Check, ...]:
-    """Energy of a million output tokens; () where no card told its power."""
-    used = [level.energy_j_per_output_token if level else None for level in (ok, bad)]
-    if used == [None, None]:
-        return ()
-    texts = [NONE if joules is None else f"{significant(joules / _MJ_PER_KWH)} kWh" for joules in used]
-    return (Check("Energy, 1M tok", "energy", "", texts[0], texts[1], False, False),)
+def cost_text(found: Economy) -> str:
+    """Of a million output tokens; "" where the plan gives no price for it."""
+    return "" if found.unpriced else money(found.cost_per_million_output_tokens, found.currency)
+
+
+def energy_text(found: Economy) -> str:
+    """Of a million output tokens; "" where neither a card told its power nor a price makes one ask for it."""
+    if found.unmetered:
+        return "not measured" if found.cost_per_million_output_tokens is not None else ""
+    return f"{significant(found.kwh_per_million_output_tokens)} kWh"
+
+
+def _economy_checks(found: Economy) -> tuple[Check, ...]:
+    """Cost and energy of a million output tokens, at the point that may be signed or held; never where it broke."""
+    at = "" if found.concurrency is None else f"{found.concurrency:,} user{'' if found.concurrency == 1 else 's'}"
+    where = f"at {at}" if found.point == "signed" else ""
+    rows = (("Cost, 1M tok", "cost", cost_text(found)), ("Energy, 1M tok", "energy", energy_text(found)))
+    return tuple(Check(name, term, where, said, NONE, False, False) for name, term, said in rows if said)
 
 
 def _share_check(name: str, term: str, limit: str, ok: LevelStats | None, bad: LevelStats | None, *, slo: Slo) -> Check:
@@ -313,4 +324,4 @@ def _latency_check(name: str, term: str, limit: float | None, ok: LevelStats | N
         value = found.p95 if found else None
         texts.append(percentile_text(found, value) if found else NONE)
         missed.append(limit is not None and (texts[-1] == NO_VALUE or (value is not None and value > limit)))
-    return Check(name, term, f"≤ {latency(limit)}" if limit else "", texts[0], texts[1], missed[0], missed[1])
+    return Check(name, term, f"≤ {limit_text(limit)}" if limit else "", texts[0], texts[1], missed[0], missed[1])

@@ -63,7 +63,7 @@ def frontier(result: Result) -> Frontier | None:
     card_of = {cell.asked.cell: card for cell, card in zip(result.cells, cards(result), strict=True)}
     names = tuple(dict.fromkeys(cell.asked.deployment for cell in cells))
     found = {name: [by_place.get((name, length)) for length in lengths] for name in names}
-    lines = {name: Line(_points(along), colours[name]) for name, along in found.items()}
+    lines = {name: Line(_points(along), colours[name], name) for name, along in found.items()}
     points = [point for line in lines.values() for point in line.points]
     outputs = {cell.asked.mean_output_tokens for cell in cells}
     return Frontier(
@@ -117,14 +117,9 @@ def _told(lines: Mapping[str, Line]) -> str:
     """The chart in words."""
     parts = []
     for name, line in lines.items():
-        said = [f"{p.prompt_tokens:,}: {_span(p)}" for p in line.points]
+        said = [f"{p.prompt_tokens:,}: {p.said}" for p in line.points]
         parts.append(f"{name}, users by prompt tokens: {', '.join(said) if said else 'nothing was measured'}")
     return f"What holds and what breaks over the prompt length. {'; '.join(parts)}"
-
-
-def _span(point: Point) -> str:
-    held = "nothing held" if point.held is None else f"{point.held:,} held"
-    return f"{held}, {'no break found' if point.broke is None else f'{point.broke:,} did not'}"
 
 
 # --- sentences --------------------------------------------------------------------------------------------------

@@ -115,10 +115,16 @@ TERMS: tuple[Term, ...] = (
         "the server and so are alike; the design effect is by how much that inflates the variance.",
     ),
     Term(
+        "cost",
+        "Cost",
+        "Of a million output tokens: the plan's price of an hour of the deployment, divided by the output tokens of an "
+        "hour at the users that may be signed; where those were not measured, at the most users that held.",
+    ),
+    Term(
         "energy",
         "Energy",
-        "Of a million output tokens: mean power of the cards over the steady window, as NVML tells it, divided by the "
-        "output throughput. The rest of the machine is not in it.",
+        "Of a million output tokens, at the same users as the cost: mean power of the cards over the steady window, as "
+        "NVML tells it, divided by the output throughput. The rest of the machine is not in it.",
     ),
     Term(
         "predicted",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from typing import NamedTuple
 
 from orchestrator.records import ServerRecord
@@ -86,6 +87,12 @@ def fact_text(name: str, value: float | str | None) -> str:
 
 def host_rows(result: Result) -> tuple[tuple[str, str], ...]:
     return tuple((fact_name(name), fact_text(name, value)) for name, value in result.host.items())
+
+
+def gpus(result: Result) -> dict[str, int]:
+    """The machine's cards by name, with their number."""
+    facts = [str(value) for name, value in result.host.items() if name.startswith("gpu:") and value]
+    return dict(Counter(fact.partition(", index ")[0] for fact in facts))
 
 
 def draws(result: Result) -> tuple[Draw, ...]:

@@ -141,6 +141,6 @@ def test_records_that_cannot_be_written_stop_it_before_it_starts(capsys: pytest.
 def test_only_what_is_needed_is_imported() -> None:
     """Start to first request within 0.7 s: none of the heavy libraries is loaded by the command itself."""
     program = "import sys, orchestrator.commands.load; print([n for n in sys.argv[1:] if n in sys.modules])"
-    heavy = ["scipy", "docker", "altair", "pynvml", "prometheus_client", "jinja2", "reports", "orchestrator.plan"]
+    heavy = ["scipy", "docker", "pynvml", "prometheus_client", "jinja2", "reports", "orchestrator.plan"]
     found = subprocess.run([sys.executable, "-c", program, *heavy], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -70,9 +70,10 @@ class Page:
         events = self._browser.events
         return [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
 
-    def screenshot(self) -> bytes:
-        """PNG of the whole page."""
-        return base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"])
+    def screenshot(self, clip: dict[str, float] | None = None) -> bytes:
+        """PNG of the whole page, or of a part of it (x, y, width, height, scale)."""
+        part = {} if clip is None else {"clip": clip}
+        return base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True, **part)["data"])
 
     def pdf(self) -> bytes:
         """The page as it prints on A4."""

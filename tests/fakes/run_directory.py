@@ -26,6 +26,7 @@ from orchestrator.records import (
     CellFinished,
     CellStarted,
     ClientHealth,
+    Cost,
     Failure,
     LevelCommitted,
     LevelRun,
@@ -137,6 +138,7 @@ def build_run(
     plan: bytes = b'title = "Example"\n\n[slo]\nttft_ms = 1000\n',
     host: Mapping[str, str | float | None] | None = None,
     overrides: tuple[str, ...] = (),
+    cost: Cost | None = None,
 ) -> Path:
     """Write a whole run directory and return it. A cell with `levels` and without `note` interrupts the run."""
     slo = slo or Slo(ttft_ms=400.0, tpot_ms=60.0)
@@ -152,7 +154,7 @@ def build_run(
                 plan_sha256=sha256(plan),
                 overrides=overrides,
                 host=dict(host or HOST),
-                asked=Asked(title=title, slo=slo, cells=tuple(_asked(cell) for cell in cells)),
+                asked=Asked(title=title, slo=slo, cells=tuple(_asked(cell) for cell in cells), cost=cost or Cost()),
                 pid=4242,
                 pid_started=1_000_000.0,
             )

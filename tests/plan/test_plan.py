@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.errors import PlanError
 from orchestrator.plan import Plan, load_plan, parse_plan
-from orchestrator.records import Slo
+from orchestrator.records import Cost, Slo
 
 SMALL = """
 [model]
@@ -246,3 +246,20 @@ def test_the_estimate_grows_with_the_work() -> None:
     assert seconds("slo.ttft_ms=none", "slo.tpot_ms=none") == base
     assert seconds("slo.e2e_ms=500") < base
     assert seconds("ramp.max=1", "ramp.start=1", "ramp.factor=1.05") > 0
+
+
+def test_prices_are_read_and_change_no_fingerprint() -> None:
+    priced = plan_of(SMALL + '\n[cost]\ngpu_hour = 2.49\ncurrency = "EUR"\n[cost.hour]\none = 4\n')
+    assert priced.cost == Cost(gpu_hour=2.49, currency="EUR", hour={"one": 4.0})
+    assert [c.fingerprint for c in priced.cells()] == [c.fingerprint for c in plan_of(SMALL).cells()]
+
+
+def test_prices_that_cannot_be_are_told() -> None:
+    with pytest.raises(PlanError) as raised:
+        plan_of(SMALL + '\n[cost]\ngpu_hour = 0\ncurrency = ""\n[cost.hour]\nonne = 1\none = -2\n')
+    told = [f"{problem.where} {problem.message} {problem.remedy}" for problem in raised.value.problems]
+    assert len(told) == 4
+    assert "cost.gpu_hour found 0" in told[0]
+    assert "cost.currency" in told[1]
+    assert 'Did you mean "one"?' in told[2]
+    assert "cost.hour.one found -2" in told[3]

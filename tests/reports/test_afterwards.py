@@ -79,7 +79,7 @@ def test_the_soak_is_drawn_by_the_minute(found: Result) -> None:
 
 
 def test_the_page_and_the_terminal_tell_it(followed: Path, found: Result, tmp_path: Path) -> None:
-    page = write_report(followed, tmp_path / "r.html", found=found).read_text()
+    page = write_report(followed, tmp_path / "r.html", found=found).read_text().replace("\u00a0", " ")
     terminal = " ".join(summary(followed, found).split())
     told = [sentence for c in found.cells for sentence in c.verdict.afterwards]
     assert len(told) == 6

@@ -6,7 +6,7 @@ import shutil
 import struct
 import subprocess
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -90,12 +90,133 @@ def test_no_table_is_wider_than_the_paper(browser: Page, report: Path) -> None:
     browser.call("Emulation.setEmulatedMedia", media="")
 
 
+# --- the charts read out ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def levels(written: Callable[[Path], Path], twelve: Path) -> Path:
+    return written(twelve)
+
+
+@pytest.fixture
+def chart(browser: Page, levels: Path) -> str:
+    """The first chart of a workload with a search, in the middle of the window: an expression that gives its frame."""
+    browser.open(levels, 1280)
+    browser.evaluate("document.querySelector('.plot').scrollIntoView({block: 'center'})")
+    return "document.querySelector('.plot')"
+
+
+def place_of_mark(browser: Page, mark: str) -> tuple[float, float]:
+    x, y = browser.evaluate(f"(r => [r.x + r.width / 2, r.y + r.height / 2])({mark}.getBoundingClientRect())")
+    return x, y
+
+
+def press(browser: Page, key: str) -> None:
+    for kind in ("rawKeyDown", "keyUp"):
+        browser.call("Input.dispatchKeyEvent", type=kind, key=key, code=key)
+
+
+def rows(browser: Page, chart: str) -> list[str]:
+    shown = f"[...{chart}.querySelectorAll('.readout:not([hidden]) > *')].map(e => e.innerText.replaceAll('\\n', ' '))"
+    found: list[str] = browser.evaluate(shown)
+    return found
+
+
+def test_a_pointer_reads_a_level_out_and_every_chart_of_the_workload_shows_it(browser: Page, chart: str) -> None:
+    assert browser.evaluate("document.querySelectorAll('.plot').length") == 8
+    assert rows(browser, chart) == []
+    x, y = place_of_mark(browser, f"{chart}.querySelector('.mark[data-level=\"4 users\"]')")
+    browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    shown = rows(browser, chart)
+    assert shown[0] == "4 users"
+    assert [row.split()[0] for row in shown[1:]] == ["4-bit", "8-bit", "16-bit"]
+    assert all("%" in row and " to " in row for row in shown[1:]), "a value with its interval"
+    group = f"{chart}.closest('.pictures')"
+    assert browser.evaluate(f"{group}.querySelectorAll('.cross:not(.off)').length") == 4
+    assert browser.evaluate(f"{group}.querySelectorAll('.mark.read').length") == 12
+    assert browser.evaluate(f"{group}.querySelectorAll('.readout:not([hidden])').length") == 1
+    browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=5, y=5)
+    assert rows(browser, chart) == []
+    assert browser.evaluate(f"{group}.querySelectorAll('.cross:not(.off), .mark.read').length") == 0
+
+
+def test_keys_walk_the_levels_and_a_screen_reader_hears_them(browser: Page, chart: str) -> None:
+    levels = f"[...{chart}.querySelectorAll('.mark')].map(m => parseInt(m.dataset.level))"
+    users = sorted(set(browser.evaluate(levels)))
+    assert len(users) > 3
+    browser.evaluate(f"{chart}.focus({{focusVisible: true}})")
+    assert rows(browser, chart)[0] == f"{users[0]} users"
+    press(browser, "ArrowRight")
+    assert rows(browser, chart)[0] == f"{users[1]} users"
+    told = browser.evaluate(
+        f"['role', 'aria-valuenow', 'aria-valuemax', 'aria-valuetext'].map(n => {chart}.getAttribute(n))"
+    )
+    assert told[:3] == ["slider", "2", str(len(users))]
+    assert told[3].startswith(f"{users[1]} users: 4-bit ")
+    press(browser, "End")
+    press(browser, "ArrowRight")
+    assert rows(browser, chart)[0] == f"{users[-1]} users"
+    press(browser, "Home")
+    assert rows(browser, chart)[0] == f"{users[0]} users"
+    press(browser, "Escape")
+    assert rows(browser, chart) == []
+
+
+def test_a_touch_reads_a_level_out_inside_the_page(browser: Page, levels: Path, chart: str) -> None:
+    browser.open(levels, 390)
+    browser.evaluate(f"{chart}.scrollIntoView({{block: 'center'}})")
+    mark = f"{chart}.querySelector('.mark[data-level=\"8 users\"]')"
+    x, y = place_of_mark(browser, mark)
+    browser.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+    browser.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+    assert len(rows(browser, chart)) >= 2
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_the_legend_hides_a_deployment_in_every_chart_of_its_workload(browser: Page, chart: str) -> None:
+    group = f"{chart}.closest('.pictures')"
+    browser.evaluate(f"{group}.previousElementSibling.querySelector('button').click()")
+    off = "[...document.querySelectorAll('.curve.off')].map(c => c.dataset.name)"
+    assert browser.evaluate(off) == ["4-bit"] * 4
+    assert browser.evaluate("document.querySelectorAll('.legend button[aria-pressed=false]').length") == 1
+    browser.evaluate(f"{chart}.focus({{focusVisible: true}})")
+    assert [row.split()[0] for row in rows(browser, chart)[1:]] == ["8-bit", "16-bit"]
+    browser.evaluate(f"{group}.previousElementSibling.querySelector('button').click()")
+    assert browser.evaluate(off) == []
+
+
+@pytest.mark.parametrize("report", ["along"], indirect=True)
+def test_the_frontier_is_read_out_and_its_legend_hides_a_line(browser: Page, report: Path) -> None:
+    browser.open(report, 1280)
+    chart = "document.querySelector('.frontier .plot')"
+    browser.evaluate(f"{chart}.focus({{focusVisible: true}})")
+    press(browser, "End")
+    assert rows(browser, chart) == ["4,096 prompt tokens", "4-bit 3 held, 4 did not", "16-bit 3 held, 4 did not"]
+    browser.evaluate("document.querySelector('.frontier').previousElementSibling.querySelector('button').click()")
+    press(browser, "Home")
+    assert rows(browser, chart)[0] == "256 prompt tokens"
+    assert [row.split()[0] for row in rows(browser, chart)[1:]] == ["16-bit", "32-bit"]
+
+
+def test_without_scripts_nothing_is_lost(browser: Page, levels: Path) -> None:
+    browser.call("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        browser.open(levels, 1280)
+        assert browser.evaluate("document.querySelectorAll('.plot, .readout, .legend button').length") == 0
+        titles = browser.evaluate("[...document.querySelectorAll('svg.levels .mark title')].map(t => t.textContent)")
+        assert len(titles) > 40
+        assert all(titles)
+    finally:
+        browser.call("Emulation.setScriptExecutionDisabled", value=False)
+
+
 def test_no_hostile_string_runs_or_leaves_its_element(browser: Page, tmp_path: Path) -> None:
     browser.open(write_report(hostile(tmp_path)), 390)
     assert browser.said() == []
     assert len([url for url in browser.requests() if not url.startswith("data:")]) == 1
     assert browser.evaluate("typeof window.owned") == "undefined"
-    assert browser.evaluate("document.querySelectorAll('script, img, iframe').length") == 0
+    assert browser.evaluate("document.querySelectorAll('script').length") == 1
+    assert browser.evaluate("document.querySelectorAll('img, iframe').length") == 0
     assert browser.evaluate("document.documentElement.scrollWidth") <= 390
     shown = HOSTILE.split("\x00")[0].replace("\\", "\\\\").replace("'", "\\'")
     assert browser.evaluate(f"document.querySelector('h1').textContent.startsWith('{shown}')")

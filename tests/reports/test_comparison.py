@@ -155,7 +155,7 @@ def test_two_deployments_of_one_run(made: Callable[..., Result]) -> None:
         compare(both, both, name_a="sglang")
     page = render_comparison(both, both, compare(both, both, name_a="vllm", name_b="tgi"))
     assert "B: tgi" in page
-    assert page.count('class="chart"') == 4
+    assert page.count('class="chart levels"') == 4
 
 
 def test_runs_without_a_cell_in_common(base: Result, made: Callable[..., Result]) -> None:

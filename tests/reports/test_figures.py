@@ -4,7 +4,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reports.figures import NONE, change, clean, count, duration, latency, percent, significant, size
+from reports.figures import (
+    NONE,
+    change,
+    clean,
+    count,
+    duration,
+    latency,
+    limit,
+    money,
+    percent,
+    significant,
+    size,
+    target,
+    with_units,
+)
 
 
 @pytest.mark.parametrize(
@@ -81,3 +95,24 @@ def test_clean_text_can_be_written_and_holds_no_control_character(text: str) -> 
 def test_long_text_is_cut_and_the_cut_is_counted() -> None:
     shown = clean("x" * 100_000, 50)
     assert shown == "x" * 50 + " \u2026 (99,950 characters left out)"
+
+
+@pytest.mark.parametrize(
+    ("ms", "shown"),
+    [(None, NONE), (40.0, "40 ms"), (1500, "1,500 ms"), (62.5, "62.5 ms"), (0.25, "0.25 ms"), (30_000, "30 s")],
+)
+def test_a_limit_is_shown_as_it_was_asked(ms: float | None, shown: str) -> None:
+    assert limit(ms) == shown
+
+
+def test_a_target_is_shown_as_it_was_asked() -> None:
+    assert [target(share) for share in (0.95, 0.999, 0.001, 1)] == ["95 %", "99.9 %", "0.1 %", "100 %"]
+
+
+def test_money_has_its_currency() -> None:
+    assert [money(amount, "EUR") for amount in (0.4217, 12.0, None)] == ["0.422 EUR", "12.0 EUR", NONE]
+
+
+def test_a_number_and_its_unit_stay_on_one_line() -> None:
+    told = with_units("TTFT 771 ms against 803 ms (-4 %), 95.0% of 3 users; 4 minutes, 2 millions")
+    assert told.replace("\u00a0", "_") == "TTFT 771_ms against 803_ms (-4_%), 95.0_% of 3_users; 4 minutes, 2 millions"

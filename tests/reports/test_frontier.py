@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from orchestrator.commands.show import summary
 from orchestrator.judge.search import SearchRules
-from reports.charts import WIDTH
-from reports.frontier_chart import HEIGHT, Line, Point, frontier_chart
+from reports.axes import PLOT, TOP, WIDTH
+from reports.charts import SHAPES
+from reports.frontier_chart import Line, Point, frontier_chart
 from reports.html import write_report
 from reports.result import Result, result
 from reports.run import read_run
@@ -60,7 +61,7 @@ def test_a_run_without_a_frontier_shows_none(one: Path) -> None:
 
 
 def test_the_page_and_the_terminal_tell_the_same(along: Path, found: Result, tmp_path: Path) -> None:
-    page = write_report(along, tmp_path / "r.html", found=found).read_text()
+    page = write_report(along, tmp_path / "r.html", found=found).read_text().replace("\u00a0", " ")
     terminal = " ".join(summary(along, found).split())
     known = frontier(found)
     assert known is not None
@@ -70,6 +71,8 @@ def test_the_page_and_the_terminal_tell_the_same(along: Path, found: Result, tmp
         assert sentence in terminal
     assert page.count('<div class="columns frontier">') == 1
     assert "not confirmed by a fresh run" in page
+    assert page.count("<td>\u2013</td>") == 2, "deployments that were not asked the second workload"
+    assert "<td>None</td>" not in page
     assert "the other end was not found" in page
 
 
@@ -90,24 +93,55 @@ def drawn(*lines: Line, lengths: tuple[int, ...] = LENGTHS) -> ET.Element:
     return ET.fromstring(frontier_chart(lines, lengths, "words <&>"))
 
 
+def held(root: ET.Element) -> list[ET.Element]:
+    return [path for path in root.iter("path") if path.get("d") == SHAPES["PASS"]]
+
+
+def broke(root: ET.Element) -> list[ET.Element]:
+    return [path for path in root.iter("path") if (path.get("d") or "").startswith("M-5,")]
+
+
+def place(curve: ET.Element, end: ET.Element) -> tuple[float, float]:
+    """Of an end on the picture: its group may stand beside its lengths."""
+    aside = re.findall(r"translate\(([\d.-]+)\)", curve.get("transform") or "translate(0)")
+    x, y = re.findall(r"[\d.]+", end.get("transform") or "")
+    return float(aside[0]) + float(x), float(y)
+
+
 def test_an_end_that_was_not_confirmed_is_hollow_and_one_that_was_not_found_an_arrow() -> None:
     sure, unsure = Point(256, 8, 9, True, True), Point(1024, 4, 5, False, False)
     root = drawn(Line((sure, unsure, Point(4096, 2, None, True, False)), 0))
-    fills = [circle.get("fill") for circle in root.iter("circle")]
-    assert fills == ["var(--series-1)", "var(--paper)", "var(--series-1)"]
-    assert [rect.get("fill") for rect in root.iter("rect")] == ["var(--series-1)", "var(--paper)"]
+    assert [dot.get("fill") for dot in held(root)] == ["var(--series-1)", "var(--paper)", "var(--series-1)"]
+    assert [cap.get("fill") for cap in broke(root)] == ["var(--series-1)", "var(--paper)"]
     arrows = [path.get("d") for path in root.iter("path") if len(re.findall("[ML]", path.get("d") or "")) == 4]
     assert len(arrows) == 1
     nothing = drawn(Line((Point(256, None, 1, False, True),), 0))
-    assert not list(nothing.iter("circle"))
+    assert not held(nothing)
     (down,) = re.findall(r"M[\d.]+,([\d.]+)V([\d.]+)M", ET.tostring(nothing, "unicode"))
     assert float(down[0]) < float(down[1])
 
 
+def test_each_length_is_read_out_once_with_both_ends() -> None:
+    points = (Point(256, 8, 9, True, True), Point(1024, None, 1, False, True), Point(4096, 4, None, True, False))
+    root = drawn(Line(points, 2, "4-bit"), Line(points[:1], 5, "8-bit"))
+    told = [
+        (curve.get("data-name"), mark.get("data-level"), mark.findtext("title"))
+        for curve in root.iter("g")
+        for mark in curve.iter("path")
+        if mark.get("class") == "mark"
+    ]
+    assert told == [
+        ("4-bit", "256 prompt tokens", "8 held, 9 did not"),
+        ("4-bit", "1,024 prompt tokens", "nothing held, 1 did not"),
+        ("4-bit", "4,096 prompt tokens", "4 held, no break found"),
+        ("8-bit", "256 prompt tokens", "8 held, 9 did not"),
+    ]
+
+
 def test_the_line_stops_where_nothing_held() -> None:
     points = (Point(256, 8, 9, True, True), Point(1024, None, 1, False, True), Point(4096, 4, 5, True, True))
-    assert "stroke-dasharray" not in ET.tostring(drawn(Line(points, 0)), "unicode")
-    assert "stroke-dasharray" in ET.tostring(drawn(Line((points[0], points[2]), 0)), "unicode")
+    assert "stroke-dasharray" not in ET.tostring(drawn(Line(points, 1)), "unicode")
+    assert "stroke-dasharray" in ET.tostring(drawn(Line((points[0], points[2]), 1)), "unicode")
 
 
 numbers = st.integers(1, 100_000)
@@ -125,13 +159,13 @@ points = st.builds(
 def test_everything_is_drawn_inside(given: list[list[Point]]) -> None:
     lines = [Line(tuple(sorted(along)), slot) for slot, along in enumerate(given)]
     root = drawn(*lines)
-    circles = [(float(c.get("cx") or ""), float(c.get("cy") or "")) for c in root.iter("circle")]
-    assert len(circles) == sum(p.held is not None for line in lines for p in line.points)
-    rects = [(float(r.get("x") or ""), float(r.get("y") or "")) for r in root.iter("rect")]
-    assert len(rects) == sum(p.broke is not None for line in lines for p in line.points)
-    assert all(0 < x < WIDTH and 0 < y < HEIGHT - 30 for x, y in circles + rects)
+    dots = [place(curve, dot) for curve in root.iter("g") for dot in held(curve)]
+    assert len(dots) == sum(p.held is not None for line in lines for p in line.points)
+    caps = [place(curve, cap) for curve in root.iter("g") for cap in broke(curve)]
+    assert len(caps) == sum(p.broke is not None for line in lines for p in line.points)
+    assert all(0 < x < WIDTH and 0 < y < TOP + PLOT for x, y in dots + caps)
     ends = [float(y) for y in re.findall(r"V([\d.-]+)M", ET.tostring(root, "unicode"))]
-    assert all(0 < y < HEIGHT for y in ends)
+    assert all(0 < y < TOP + PLOT for y in ends)
     labels = [t.text for t in root.iter("text")]
     assert labels.count("concurrent users, log scale") == 1
     assert [label for label in labels if label in ("256", "1,024", "4,096")][-3:] == ["256", "1,024", "4,096"]

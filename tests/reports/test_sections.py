@@ -30,7 +30,7 @@ def test_a_card_says_what_holds_what_breaks_and_what_to_set(twelve_result: Resul
     assert card.configure.startswith(f"Set the concurrency limit of the server or gateway to {verdict.c_ok}.")
     assert (card.ok_users, card.bad_users) == (verdict.c_ok, verdict.c_bad)
     good, ttft, tpot, *_ = card.checks
-    assert (good.limit, good.ok_missed, good.bad_missed) == ("\u2265 95.0 %", False, True)
+    assert (good.limit, good.ok_missed, good.bad_missed) == ("\u2265 95 %", False, True)
     assert ttft.limit == "\u2264 400 ms"
     assert ttft.bad_missed or tpot.bad_missed
     assert not ttft.ok_missed
@@ -173,9 +173,9 @@ def test_ladders_draw_what_has_more_than_one_level(twelve_result: Result) -> Non
     assert [len(ladder.pictures) for ladder in ladders] == [0, 0, 4, 4]
     assert sum(len(ladder.lines) for ladder in ladders) == sum(len(cell.levels) for cell in twelve_result.cells)
     assert [picture.caption for picture in ladders[3].pictures] == [
-        "limit 95.0 %",
+        "limit 95 %",
         "limit 400 ms",
-        "limit 60.0 ms",
+        "limit 60 ms",
         "no limit",
     ]
 

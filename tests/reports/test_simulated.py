@@ -17,6 +17,7 @@ from orchestrator.errors import JournalError
 from reports.comparison import compare
 from reports.exports.benchmark_report import benchmark_report
 from reports.exports.tables import level_rows, write_csv
+from reports.figures import with_units
 from reports.gate import gate
 from reports.html import write_comparison
 from reports.result import CellResult, Result, result
@@ -80,7 +81,7 @@ def test_the_report_says_simulated_on_every_page(study: Path, written: Callable[
     assert '<body class="simulated">' in page
     assert page.count(f'<p class="mark">{MARK}</p>') == 1
     assert f'@top-center {{ content: "{MARK}"' in page
-    assert f"off by {ACCURACY.tpot_median:.0%} in the median" in page
+    assert with_units(f"off by {ACCURACY.tpot_median:.0%} in the median") in page
     assert page.count('<span class="chip INVALID">SIMULATED</span>') == 4
     assert "ValueError: To serve at least one request" in page
 
