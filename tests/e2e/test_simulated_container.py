@@ -94,7 +94,7 @@ def test_both_are_started_measured_and_removed(tmp_path: Path, image: str) -> No
     ready = {event.server.stack: event.server for event in events if isinstance(event, ServerReady)}
     assert ready.keys() == {"vllm", "tgi"}, done.stderr
     assert all(server.container_id for server in ready.values())
-    assert ready["vllm"].facts["kv_tokens"] > 0, "its start-up log was read"
+    assert ready["vllm"].facts.get("kv_tokens"), "its start-up log was read"
     started = {event.server.stack: event.server.argv for event in events if isinstance(event, ServerStarting)}
     assert "--max-num-seqs" in started["vllm"]
     levels = [event for event in events if isinstance(event, LevelCommitted)]
