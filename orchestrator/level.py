@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, Self
+from typing import Self
 
 import msgspec
 
 from orchestrator.asked import level_seed, level_spec
 from orchestrator.clock import NS_PER_S, now_ns
+from orchestrator.host import usable_cpus
 from orchestrator.journal import Journal, Lines
 from orchestrator.judge.level import decided_early, judge_level
 from orchestrator.judge.looks import RunningLooks
@@ -20,14 +22,16 @@ from orchestrator.launch.environment import secret_values
 from orchestrator.launch.external import bearer
 from orchestrator.launch.server import Server
 from orchestrator.life import target_of
-from orchestrator.load.closed import run_closed
-from orchestrator.load.wire import RequestLimits, Sender
+from orchestrator.load.capacity import expected, workers_needed
+from orchestrator.load.engine import Engine, Load, Target, open_engine
+from orchestrator.load.proxies import proxy_for
+from orchestrator.load.wire import RequestLimits
 from orchestrator.metrics import is_good, level_stats
 from orchestrator.plan import Cell, Plan
 from orchestrator.progress import Progress
-from orchestrator.records import LevelCommitted, LevelSpec, Phase, Request, RequestRecord, Sample, ServerFailure
+from orchestrator.records import LevelCommitted, LevelSpec, Request, RequestRecord, Sample, ServerFailure
 from orchestrator.watch.watch import watching
-from stacks.base import Stack, Wire
+from stacks.base import Stack
 from workloads.text import PromptMaker
 from workloads.workload import requests_sha256
 
@@ -48,9 +52,9 @@ class Bench:
     """Runs levels on one living server and commits them."""
 
     def __init__(
-        self, sender: Sender, server: Server, plan: Plan, cell: Cell, journal: Journal, attempt: int, progress: Progress
+        self, engine: Engine, server: Server, plan: Plan, cell: Cell, journal: Journal, attempt: int, progress: Progress
     ) -> None:
-        self._sender = sender
+        self._engine = engine
         self._plan = plan
         self._cell = cell
         self._journal = journal
@@ -71,15 +75,22 @@ class Bench:
         wire = stack.wire(deployment)
         model = stack.served_name(deployment)
         limits = RequestLimits(total_s=plan.ramp.deadline_seconds)
-        target = target_of(server, stack, deployment)
+        watched = target_of(server, stack, deployment)
         headers = bearer(secret_values(deployment.secrets)) if deployment.launch == "external" else {}
-        maker = await _prompt_maker(server, wire, model, plan, headers, limits)
-        async with Sender(
-            base_url=server.base_url, wire=wire, model=model, prompt=maker.prompt, headers=headers, limits=limits
-        ) as sender:
-            bench = cls(sender, server, plan, cell, journal, attempt, progress)
+        draft = Target(
+            base_url=server.base_url,
+            wire=wire,
+            model=model,
+            prompts=PromptMaker(form="text"),
+            headers=headers,
+            limits=limits,
+            proxy=proxy_for(server.base_url, plan.client.proxy) if deployment.launch == "external" else None,
+        )
+        target = dataclasses.replace(draft, prompts=await _prompt_maker(draft, plan))
+        async with open_engine(target) as engine:
+            bench = cls(engine, server, plan, cell, journal, attempt, progress)
             try:
-                async with watching(target, bench._on_sample) as watch:
+                async with watching(watched, bench._on_sample) as watch:
                     yield bench
                 for note in watch.notes:
                     progress.note(note)
@@ -108,7 +119,19 @@ class Bench:
         pairs for a comparison.
         """
         seed = level_seed(self._plan.seed, self._cell.workload.name, step.concurrency, "level", step.replicate)
-        return level_spec(step, self._plan.ramp, seed, self._expected_e2e_s(step.concurrency))
+        spec = level_spec(step, self._plan.ramp, seed, self._expected_e2e_s(step.concurrency))
+        return msgspec.structs.replace(spec, workers=self._workers(step.concurrency))
+
+    def _workers(self, concurrency: int) -> int:
+        """As many load processes as the plan says; else as the nearest level's token rate asks for."""
+        if (asked := self._plan.client.workers) is not None:
+            return asked
+        known = [c for c in self._commits() if c.stats.output_tokens_per_s is not None and c.stats.mean_in_flight]
+        each = None
+        if known:
+            nearest = min(known, key=lambda c: abs(c.run.spec.concurrency - concurrency))
+            each = (nearest.stats.output_tokens_per_s or 0.0) / (nearest.stats.mean_in_flight or 1.0)
+        return workers_needed(expected(concurrency, each), usable_cpus())
 
     def expected_seconds(self, spec: LevelSpec) -> float:
         """How long a level will take, for the display."""
@@ -133,33 +156,18 @@ class Bench:
 
         slo = self._plan.slo
         looks = RunningLooks(spec.looks, slo.attainment, spec.alpha)
-        first: int | None = None
 
-        async def send(request: Request, *, seq: int, phase: Phase, **more: Any) -> RequestRecord:
-            nonlocal first
-            if phase == "measured" and first is None:
-                first = seq  # measured requests are issued one after another: the place of each follows
-            return await self._sender.send(request, seq=seq, phase=phase, **more)
-
-        def stop_early(record: RequestRecord) -> str | None:
+        def stop_early(record: RequestRecord, place: int) -> str | None:
             nonlocal bad
             if spec.purpose == "sentinel":
                 return None
             good = is_good(record, slo)
             bad += not good
-            return looks.add(record.seq - (first or 0), good=good) or decided_early(bad, spec.requests, slo)
+            return looks.add(place, good=good) or decided_early(bad, spec.requests, slo)
 
+        load = Load(spec, _remember(self._draws(spec, "measured"), demanded), self._draws(spec, "other"))
         with _abort_on(died) as abort:
-            run = await run_closed(
-                spec,
-                measured=_remember(self._draws(spec, "measured"), demanded),
-                other=self._draws(spec, "other"),
-                send=send,
-                prepare=self._sender.prepare,
-                on_record=on_record,
-                stop_early=stop_early,
-                abort=abort,
-            )
+            run = await self._engine.run(load, on_record=on_record, stop_early=stop_early, abort=abort)
         hard_break = await self._hard_break(records, died)
         if hard_break is None:
             await self._settle(died)
@@ -177,7 +185,7 @@ class Bench:
             verdict=judge_level(run, stats, records, samples, self._plan.slo, hard_break=hard_break),
             offset=offset,
             length=self._requests.offset - offset,
-            workload_sha256=requests_sha256(demanded),
+            workload_sha256=requests_sha256(demanded[: stats.offered]),  # more are drawn ahead
         )
         self._journal.commit(commit)
         return commit
@@ -250,17 +258,12 @@ def _abort_on(died: asyncio.Task[ServerFailure]) -> Iterator[asyncio.Future[str]
         died.remove_done_callback(tell)
 
 
-async def _prompt_maker(
-    server: Server, wire: Wire, model: str, plan: Plan, headers: dict[str, str], limits: RequestLimits
-) -> PromptMaker:
+async def _prompt_maker(draft: Target, plan: Plan) -> PromptMaker:
     """Token ids where the stack takes them; else text whose tokens per word are measured on the server itself."""
-    if wire.takes_token_ids:
+    if draft.wire.takes_token_ids:
         return PromptMaker(form="token_ids", vocab_size=plan.model.vocab_size)
-    draft = PromptMaker(form="text", vocab_size=None)
     counts: list[tuple[int, int]] = []
-    async with Sender(
-        base_url=server.base_url, wire=wire, model=model, prompt=draft.prompt, headers=headers, limits=limits
-    ) as sender:
+    async with draft.sender() as sender:
         for seq, words in enumerate(_CALIBRATION_TOKENS):
             seed = level_seed(0, "calibration", words, "", 0)
             request = Request(seq=seq, prompt_tokens=words, output_tokens=2, prompt_seed=seed)
@@ -268,11 +271,9 @@ async def _prompt_maker(
             if record.in_tokens is not None:
                 counts.append((words, record.in_tokens))
     if len(counts) < 2:
-        return draft
+        return draft.prompts
     (words_a, tokens_a), (words_b, tokens_b) = counts
     per_word = (tokens_b - tokens_a) / (words_b - words_a)
     if per_word <= 0:
-        return draft
-    return PromptMaker(
-        form="text", vocab_size=None, tokens_per_word=per_word, overhead_tokens=round(tokens_a - per_word * words_a)
-    )
+        return draft.prompts
+    return PromptMaker(form="text", tokens_per_word=per_word, overhead_tokens=round(tokens_a - per_word * words_a))

@@ -35,6 +35,13 @@ class Request(Record, frozen=True, kw_only=True):
     offset_s: float | None = None
     """Open loop: seconds after the start at which it is due."""
     session: str | None = None
+    """The conversation that it belongs to."""
+    turn: int = 0
+    """Its place in the conversation, from 0."""
+    think_s: float = 0.0
+    """Due so long after the answer to the turn before."""
+    later: tuple[Request, ...] = ()
+    """Of a first turn: the turns after it."""
 
 
 class Prompt(Record, frozen=True, kw_only=True):
@@ -117,6 +124,8 @@ class RequestRecord(Record, frozen=True, kw_only=True):
     stamp: Stamp = "user"
     clamped: bool = False
     user: int | None = None
+    session: str | None = None
+    turn: int = 0
     token_ns: tuple[int, ...] = ()
     """Arrival of every token event (an event may carry several tokens)."""
     token_counts: tuple[int, ...] = ()
@@ -160,6 +169,8 @@ class LevelSpec(Record, frozen=True, kw_only=True):
     ends the level. Empty = S1 is judged by the observed share of all N."""
     alpha: float = 0.05
     """Error probability of one side that the looks share."""
+    workers: int = 1
+    """Processes that load."""
 
 
 class ClientHealth(Record, frozen=True, kw_only=True):
@@ -173,6 +184,13 @@ class ClientHealth(Record, frozen=True, kw_only=True):
     kernel_share: float
     """Share of requests whose stamps come from the kernel."""
     workers: int = 1
+    """Processes that loaded; lags are those of the worst of them."""
+    sent: int = 0
+    """Requests that were sent."""
+    cores: float | None = None
+    """CPUs that loadproof may use on this machine."""
+    lost: str | None = None
+    """Which worker died or did not answer any more, and how."""
 
 
 class LevelRun(Record, frozen=True, kw_only=True):

@@ -20,22 +20,21 @@ import msgspec
 from orchestrator.clock import NS_PER_S, now_ns
 from orchestrator.commands.loop import run_loop
 from orchestrator.errors import HostError
-from orchestrator.host import raise_file_limit
+from orchestrator.host import raise_file_limit, usable_cpus
 from orchestrator.load.arrivals import arrivals_named, schedule
-from orchestrator.load.closed import run_closed
-from orchestrator.load.open import run_open
-from orchestrator.load.transport import RequestLimits, StampingTransport
-from orchestrator.load.wire import Sender
+from orchestrator.load.capacity import USUAL_TOKENS_PER_S, expected, workers_needed
+from orchestrator.load.engine import MOST_IN_FLIGHT, Load, Target, open_engine
+from orchestrator.load.proxies import proxy_for, without_password
+from orchestrator.load.transport import RequestLimits
 from orchestrator.records import LevelRun, LevelSpec, Request, RequestRecord, Slo
 from stacks.base import Wire
 from stacks.openai import ChatWire, Dialect, TextCompletionsWire
 from workloads.text import PromptMaker
+from workloads.workload import Workload
 
 APIS = ("chat", "completions", "tgi", "llamacpp")
 DEFAULT_REQUESTS = 100
 DEFAULT_LENGTHS = ("128", "64")
-MOST_IN_FLIGHT = 16_384
-"""Safety cap of the open loop: ports and memory of this machine, not the server's limit."""
 _DRAW = 1000
 _LIVE_S = 0.5
 
@@ -60,8 +59,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool
     api_key_env: str | None
     unix_socket: str | None
+    proxy: str | None
     insecure: bool
     timeout: float
+    workers: int | None
 
 
 class Loaded(NamedTuple):
@@ -104,7 +105,9 @@ def _slo(_ctx: click.Context, _param: click.Parameter, text: str) -> Slo:
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), default=600.0, show_default=True, metavar="S")
 @click.option("--api-key-env", metavar="NAME", help="Environment variable that holds the key; never the key itself.")
 @click.option("--unix-socket", metavar="PATH", help="Connect to this socket; the URL names the host alone.")
+@click.option("--proxy", metavar="URL", help="HTTP proxy, or none; default: as HTTP_PROXY and NO_PROXY say.")
 @click.option("--insecure", is_flag=True, help="Do not check the server's certificate.")
+@click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="Load processes; default: as many as needed.")
 @click.option("--records", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.jsonl", help="A line each.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of the table.")
 def load(slo: Slo, records: Path | None, as_json: bool, arrivals: str | None, **given: Any) -> None:
@@ -178,7 +181,7 @@ def _level(options: Options) -> Level:
     requests = options.requests or (None if options.seconds else DEFAULT_REQUESTS)
     due: tuple[int, ...] = ()
     try:
-        draw = _lengths(options)
+        workload = _lengths(options)
         if options.rate is not None:
             times = arrivals_named(options.arrivals)(options.rate, options.seed)
             due = schedule(times, requests=requests, seconds=options.seconds)
@@ -203,31 +206,39 @@ def _level(options: Options) -> Level:
         filler_seconds=0.0,
         deadline_seconds=options.timeout,
         think_seconds=options.think,
+        workers=options.workers or _workers(options, workload),
     )
-    return Level(spec, due, _draws(draw, options.seed, "measured", size), _draws(draw, options.seed, "ramp", _DRAW))
+    return Level(
+        spec, due, _draws(workload, options.seed, "measured", size), _draws(workload, options.seed, "ramp", _DRAW)
+    )
 
 
-Draw = Callable[[int, int], list[Request]]
-"""From a seed and a number to so many requests."""
+def _workers(options: Options, workload: Workload) -> int:
+    """As many processes as the load is expected to need; the streams of an open loop by Little's law, at the usual
+    speed."""
+    streams = float(options.concurrency or 1)
+    if options.rate is not None:
+        streams = options.rate * workload.stats().output_mean / USUAL_TOKENS_PER_S
+    return workers_needed(expected(streams), usable_cpus())
 
 
-def _lengths(options: Options) -> Draw:
+def _lengths(options: Options) -> Workload:
     """Where the lengths come from. ValueError for what is not known."""
     if options.preset is not None:
         from workloads.presets import preset
 
-        return preset(options.preset).draw
+        return preset(options.preset)
     from workloads.synthetic import synthetic
 
     prompt, output = options.prompt_tokens or DEFAULT_LENGTHS[0], options.output_tokens or DEFAULT_LENGTHS[1]
-    return synthetic(prompt=prompt, output=output, seed=options.seed).draw
+    return synthetic(prompt=prompt, output=output, seed=options.seed)
 
 
-def _draws(draw: Draw, seed: int, part: str, size: int) -> Iterator[Request]:
+def _draws(workload: Workload, seed: int, part: str, size: int) -> Iterator[Request]:
     """Stratified draws, one after another, each with a seed of its own: no prompt comes twice."""
     for number in itertools.count():
         digest = hashlib.sha256(f"{seed}/{part}/{number}".encode()).digest()
-        yield from draw(int.from_bytes(digest[:6]), size)
+        yield from workload.draw(int.from_bytes(digest[:6]), size)
 
 
 def _wire(options: Options) -> Wire:
@@ -260,37 +271,24 @@ async def _run(options: Options, level: Level, keep: Callable[[RequestRecord], N
         keep(record)
 
     raise_file_limit(max(level.spec.concurrency, MOST_IN_FLIGHT if level.due else 0) + 256)
-    async with Sender(
+    target = Target(
         base_url=options.url.rstrip("/").removesuffix("/v1"),
         wire=_wire(options),
         model=options.model or "",
-        prompt=PromptMaker(form="text").prompt,
-        headers={"authorization": f"Bearer {key}"} if key else None,
+        prompts=PromptMaker(form="text"),
+        headers={"authorization": f"Bearer {key}"} if key else {},
         limits=RequestLimits(total_s=options.timeout),
-        transport=StampingTransport(verify=not options.insecure, unix_socket=options.unix_socket),
-    ) as sender:
-        with _abort_on_interrupt() as abort, _telling(records, live=live):
-            if level.due:
-                run = await run_open(
-                    level.spec,
-                    level.due,
-                    requests=level.requests,
-                    send=sender.send,
-                    prepare=sender.prepare,
-                    on_record=on_record,
-                    most_in_flight=MOST_IN_FLIGHT,
-                    abort=abort,
-                )
-            else:
-                run = await run_closed(
-                    level.spec,
-                    measured=level.requests,
-                    other=level.other,
-                    send=sender.send,
-                    prepare=sender.prepare,
-                    on_record=on_record,
-                    abort=abort,
-                )
+        verify=not options.insecure,
+        unix_socket=options.unix_socket,
+        proxy=None if options.unix_socket else proxy_for(options.url, options.proxy),
+    )
+    if target.proxy is not None:
+        told = without_password(target.proxy)
+        click.echo(f"Through the proxy {told}: stamps are taken after the read, not by the kernel.", err=True)
+    async with open_engine(target) as engine:
+        with _abort_on_interrupt() as abort, _telling(records, workers=level.spec.workers, live=live):
+            load = Load(level.spec, level.requests, level.other, level.due)
+            run = await engine.run(load, on_record=on_record, abort=abort)
     return Loaded(run, records)
 
 
@@ -315,12 +313,13 @@ def _abort_on_interrupt() -> Iterator[asyncio.Future[str]]:
 
 
 @contextlib.contextmanager
-def _telling(records: list[RequestRecord], *, live: bool) -> Iterator[None]:
+def _telling(records: list[RequestRecord], *, workers: int, live: bool) -> Iterator[None]:
     """A line on stderr that is written over while the level runs."""
     if not live:
         yield
         return
     started_ns = now_ns()
+    by = f"{workers} processes, " if workers > 1 else ""
 
     async def tell() -> None:
         while True:
@@ -328,7 +327,9 @@ def _telling(records: list[RequestRecord], *, live: bool) -> Iterator[None]:
             passed_s = (now_ns() - started_ns) / NS_PER_S
             tokens = sum(len(record.token_ns) for record in records)
             failed = sum(record.failure is not None for record in records)
-            line = f"{passed_s:6.1f} s  {len(records)} ended, {failed} failed, {tokens / passed_s:,.0f} token events/s"
+            line = (
+                f"{passed_s:6.1f} s  {by}{len(records)} ended, {failed} failed, {tokens / passed_s:,.0f} token events/s"
+            )
             click.echo(f"\r{line:<70}", nl=False, err=True)
 
     task = asyncio.get_running_loop().create_task(tell())

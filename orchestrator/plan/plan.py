@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from orchestrator.plan.settings import Budget, ModelSettings, Ramp, WorkloadSettings
+from orchestrator.plan.settings import Budget, Client, ModelSettings, Ramp, WorkloadSettings
 from orchestrator.records import SCHEMA, Slo
 from stacks.base import Deployment
 from workloads.workload import Workload
@@ -50,6 +50,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     workloads: tuple[WorkloadSettings, ...]
     ramp: Ramp
     budget: Budget
+    client: Client = Client()
     lengths: Mapping[str, Workload]
     """The length pairs of each workload, by its name."""
 

@@ -11,13 +11,14 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from orchestrator.errors import PlanError, Problem
 from orchestrator.plan.deployments import Surroundings, read_defaults, read_deployment
 from orchestrator.plan.overrides import apply_overrides
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.secrets import secret_places
-from orchestrator.plan.settings import Budget, ModelSettings, Ramp, WorkloadSettings
+from orchestrator.plan.settings import Budget, Client, ModelSettings, Ramp, WorkloadSettings
 from orchestrator.plan.tables import Findings, is_deeper_than, shown
 from orchestrator.plan.workloads import read_workload, within_context
 from orchestrator.records import Slo
@@ -30,7 +31,7 @@ DEEPEST = 16
 MOST_ENTRIES = 256
 """Deployments, and workloads, of one plan."""
 
-_KEYS = ("title", "seed", "model", "slo", "defaults", "deployment", "workload", "ramp", "budget")
+_KEYS = ("title", "seed", "model", "slo", "defaults", "deployment", "workload", "ramp", "budget", "client")
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._]|-(?!-)){0,62}[A-Za-z0-9]|[A-Za-z0-9]")
 
 
@@ -103,6 +104,8 @@ def _read(
     slo = findings.read_optional(document, Slo, "slo")
     ramp = findings.read_optional(document, Ramp, "ramp")
     budget = findings.read_optional(document, Budget, "budget")
+    client = findings.read_optional(document, Client, "client")
+    _check_proxy(client, findings)
     deployments = _deployments(document, model, around, findings)
     workloads, lengths = _workloads(document, seed, around.base, deployments, findings)
     _check_ramp(ramp, findings)
@@ -118,6 +121,7 @@ def _read(
         workloads=workloads,
         ramp=ramp,
         budget=budget,
+        client=client,
         lengths=lengths,
     )
 
@@ -176,6 +180,15 @@ def _check_names(names: Sequence[str | None], key: str, findings: Findings) -> N
         first = seen.setdefault(name.lower(), number)
         if first != number:
             findings.add(where, f"{shown(name)} is the name of {key}[{first}] too.", "Give each a name of its own.")
+
+
+def _check_proxy(client: Client, findings: Findings) -> None:
+    if client.proxy is None or client.proxy == "none":
+        return
+    parts = urlsplit(client.proxy)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.password:
+        remedy = 'Give "http://HOST:PORT", or "none"; one with a password belongs into HTTPS_PROXY.'
+        findings.add("client.proxy", "is not the URL of an HTTP proxy, or it holds a password.", remedy)
 
 
 def _check_ramp(ramp: Ramp, findings: Findings) -> None:

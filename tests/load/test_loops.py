@@ -14,6 +14,7 @@ from orchestrator.judge.level import judge_level
 from orchestrator.load.arrivals import Law, constant, gamma, modulated, poisson, schedule, trace
 from orchestrator.load.closed import run_closed
 from orchestrator.load.open import run_open
+from orchestrator.load.supply import Drawn
 from orchestrator.metrics import is_good, level_stats, ttft_due_ns, ttft_ns
 from orchestrator.records import Failure, LevelRun, LevelSpec, Phase, Request, RequestRecord, Slo
 
@@ -77,7 +78,7 @@ def open_run(
 ) -> Ran:
     records: list[RequestRecord] = []
     level = run_open(
-        spec(**changes), due, requests=map(request, requests()), send=server.send, prepare=lambda _: b"",
+        spec(**changes), due, requests=Drawn(map(request, requests())), send=server.send, prepare=lambda _: b"",
         on_record=records.append, most_in_flight=most,
     )  # fmt: skip
     return run_virtually(monkeypatch, level), records
@@ -86,7 +87,7 @@ def open_run(
 def closed_run(monkeypatch: pytest.MonkeyPatch, server: Server, **changes: float) -> Ran:
     records: list[RequestRecord] = []
     level = run_closed(
-        spec(**changes), measured=map(request, requests()), other=map(request, itertools.count(10_000)),
+        spec(**changes), measured=Drawn(map(request, requests())), other=Drawn(map(request, itertools.count(10_000))),
         send=server.send, prepare=lambda _: b"", on_record=records.append,
     )  # fmt: skip
     return run_virtually(monkeypatch, level), records
@@ -144,7 +145,7 @@ def test_time_starts_when_a_request_was_due(monkeypatch: pytest.MonkeyPatch) -> 
         return b""
 
     level = run_open(
-        spec(), schedule(constant(10, 0), requests=3), requests=map(request, requests()), send=server.send,
+        spec(), schedule(constant(10, 0), requests=3), requests=Drawn(map(request, requests())), send=server.send,
         prepare=prepare, on_record=records.append, most_in_flight=10,
     )  # fmt: skip
     run = run_virtually(monkeypatch, level)
@@ -161,7 +162,7 @@ def test_a_client_that_is_too_slow_is_invalid_and_no_break(monkeypatch: pytest.M
         return b""
 
     level = run_open(
-        spec(), schedule(constant(10, 0), requests=100), requests=map(request, requests()), send=Server().send,
+        spec(), schedule(constant(10, 0), requests=100), requests=Drawn(map(request, requests())), send=Server().send,
         prepare=prepare, on_record=records.append, most_in_flight=1000,
     )  # fmt: skip
     run = run_virtually(monkeypatch, level)
@@ -184,7 +185,7 @@ def test_what_goes_wrong_with_a_record_ends_the_level(monkeypatch: pytest.Monkey
         raise OSError("the disk is full")
 
     level = run_open(
-        spec(), schedule(constant(10, 0), requests=50), requests=map(request, requests()), send=Server().send,
+        spec(), schedule(constant(10, 0), requests=50), requests=Drawn(map(request, requests())), send=Server().send,
         prepare=lambda _: b"", on_record=full, most_in_flight=10,
     )  # fmt: skip
     with pytest.raises(OSError, match="disk is full"):

@@ -3,25 +3,23 @@
     python -m venv /tmp/fuzz && /tmp/fuzz/bin/pip install atheris httpx msgspec numpy prometheus-client psutil
     PYTHONPATH=. nice -n 15 /tmp/fuzz/bin/python tests/load/fuzz/fuzz_answer.py -max_total_time=600 -max_len=4096 FOLDER
 
-FOLDER grows with what covers more; start it with `--seeds FOLDER`, which writes the recorded streams of the tests there.
+FOLDER grows with what covers more; `--seeds FOLDER` begins it with the recorded streams of the tests.
 What libFuzzer finds it writes as ``crash-*``: put it into ``corpus/`` and `test_corpus.py` holds it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
 
 try:
-    import atheris
-except ImportError:  # the corpus is replayed without it
+    import atheris  # type: ignore[import-not-found,import-untyped,unused-ignore]
+except ImportError:  # seeds are written without it
     atheris = None
 
-if atheris is not None:
-    with atheris.instrument_imports(include=["orchestrator.load", "stacks"]):
-        import one_answer
-else:
+with atheris.instrument_imports(include=["orchestrator.load", "stacks"]) if atheris else contextlib.nullcontext():
     import one_answer
 
 

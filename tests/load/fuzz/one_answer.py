@@ -40,7 +40,7 @@ def _read(wire: Wire, data: bytes, size: int, *, eager: bool) -> tuple[Any, ...]
     whole = False
     pieces = 0
     try:
-        for pieces, piece in enumerate(_pieces(data, size), start=1):  # noqa: B007
+        for pieces, piece in enumerate(_pieces(data, size), start=1):
             parser.feed(piece, pieces, True)
             answer.status = parser.status
             if eager and parser.head_done and len(parser.arrivals.body) > 64:
