@@ -131,7 +131,8 @@ class Plain(Quiet):
 
     def level_started(self, cell: Cell, spec: LevelSpec, expected_s: float) -> None:
         about = f": about {duration(expected_s)}" if expected_s else ""
-        self._say(f"  {spec.purpose} c={spec.concurrency}{about}")
+        by = f", by {spec.workers} processes" if spec.workers > 1 else ""
+        self._say(f"  {spec.purpose} c={spec.concurrency}{by}{about}")
 
     def level_committed(self, cell: Cell, commit: LevelCommitted) -> None:
         self._say(f"  {level_line(commit)}")
@@ -161,7 +162,12 @@ class JsonLines(Quiet):
 
     def level_started(self, cell: Cell, spec: LevelSpec, expected_s: float) -> None:
         self._put(
-            "level-started", cell=cell.id, concurrency=spec.concurrency, purpose=spec.purpose, expected_s=expected_s
+            "level-started",
+            cell=cell.id,
+            concurrency=spec.concurrency,
+            purpose=spec.purpose,
+            workers=spec.workers,
+            expected_s=expected_s,
         )
 
     def level_committed(self, cell: Cell, commit: LevelCommitted) -> None:
@@ -224,7 +230,8 @@ class LivePanel(Plain):
         rows.add_row("cell", self._cell or "-")
         rows.add_row("run", f"{duration(elapsed)} of about {duration(self._expected_s)}")
         if (level := self._level) is not None:
-            rows.add_row("level", f"{level.spec.purpose}, {level.spec.concurrency} users")
+            by = f", by {level.spec.workers} processes" if level.spec.workers > 1 else ""
+            rows.add_row("level", f"{level.spec.purpose}, {level.spec.concurrency} users{by}")
             rows.add_row("time", f"{duration(level.elapsed_s)} of about {duration(level.expected_s)}")
             rows.add_row("requests", f"{level.done} of {level.spec.requests} measured, {level.failed} failed")
             rows.add_row("TTFT p95", _ms(level.ttft_p95_ms))

@@ -15,7 +15,7 @@ from rich.table import Table
 from orchestrator.clock import NS_PER_MS, NS_PER_S
 from orchestrator.judge.bounds import BATCHES, least_n_eff, percentile_interval
 from orchestrator.judge.rules import LevelRules
-from orchestrator.judge.validity import client_lag
+from orchestrator.judge.validity import client_lag, worker_lost
 from orchestrator.metrics import e2e_due_ns, e2e_ns, level_stats, measured_records, tpot_ns, ttft_due_ns, ttft_ns
 from orchestrator.records import LevelRun, LevelStats, Percentiles, RequestRecord, Slo
 
@@ -26,7 +26,7 @@ Metric = Callable[[RequestRecord], float | None]
 
 def invalid_reason(run: LevelRun, slo: Slo) -> str | None:
     """Why the times cannot be believed, with the remedy; None if they can."""
-    return client_lag(run, slo, LevelRules())
+    return worker_lost(run) or client_lag(run, slo, LevelRules())
 
 
 def whole_s(records: Sequence[RequestRecord]) -> float:
@@ -76,6 +76,7 @@ def facts(run: LevelRun, records: Sequence[RequestRecord], slo: Slo, *, open_loo
         "client": {
             "stamp": "kernel" if health.kernel_share > 0.5 else "user",
             "kernel_share": health.kernel_share,
+            "workers": health.workers,
             "cpu_s": health.cpu_s,
             "loop_lag_ms_p99": health.loop_lag_ms_p99,
             "send_lag_ms_p99": health.send_lag_ms_p99,
@@ -155,7 +156,8 @@ def _sentences(run: LevelRun, measured: Sequence[RequestRecord], stats: LevelSta
         f"{stats.offered} requests in {length_s:.1f} s; failed: {failed}.",
         "Output: " + ("not counted by the server." if tokens is None else f"{tokens:,.1f} tokens/s."),
         f"Good ({limits}): {stats.good} of {stats.offered}, {stats.good / length_s if length_s else 0:.3g} a second.",
-        f"Client: {health.kernel_share:.0%} kernel stamps, {health.cpu_s:.1f} s CPU in {health.wall_s:.1f} s, "
+        f"Client: {_processes(health.workers)}, {health.kernel_share:.0%} kernel stamps, "
+        f"{health.cpu_s:.1f} s CPU in {health.wall_s:.1f} s, "
         f"p99 loop lag {health.loop_lag_ms_p99:.1f} ms, send lag {health.send_lag_ms_p99:.1f} ms.",
     ]
     first = next((r.failure for r in measured if r.failure is not None), None)
@@ -166,6 +168,10 @@ def _sentences(run: LevelRun, measured: Sequence[RequestRecord], stats: LevelSta
     if (why := invalid_reason(run, slo)) is not None:
         lines.append(f"INVALID. {why}")
     return lines
+
+
+def _processes(workers: int) -> str:
+    return "1 process" if workers == 1 else f"{workers} processes"
 
 
 def _limits(slo: Slo) -> list[tuple[str, float]]:

@@ -130,8 +130,7 @@ class SharedTally:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self._memory = mmap.mmap(fd, mmap.PAGESIZE)
-        self.tally = Tally.from_buffer(self._memory)
+        self.tally = Tally.from_buffer(mmap.mmap(fd, mmap.PAGESIZE))
 
     @classmethod
     def create(cls) -> Self:
@@ -144,8 +143,7 @@ class SharedTally:
         return _FileLock(self.fd)
 
     def close(self) -> None:
-        del self.tally  # it points into the memory
-        self._memory.close()
+        """The memory goes with the last who looks at it."""
         os.close(self.fd)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import selectors
 from collections.abc import Coroutine
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
+from asyncio_throttle import throttler
 
 from orchestrator.clock import NS_PER_S
 from orchestrator.load import closed, health, tally
@@ -36,4 +38,5 @@ def run_virtually(monkeypatch: pytest.MonkeyPatch, main: Coroutine[Any, Any, T])
         loop = runner.get_loop()
         for module in (closed, open_loop, health, tally):
             monkeypatch.setattr(module, "now_ns", lambda: round(loop.time() * NS_PER_S))
+        monkeypatch.setattr(throttler, "time", SimpleNamespace(monotonic=loop.time))
         return runner.run(main)
