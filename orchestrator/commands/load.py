@@ -164,6 +164,10 @@ def _check(options: Options, *, arrivals_given: bool) -> None:
         raise click.UsageError(f"{options.url!r} is no URL of a server: write e.g. http://127.0.0.1:8000.")
     if url.username or url.password:
         raise click.UsageError("The URL holds a key or password: export it and name the variable with --api-key-env.")
+    try:
+        proxy_for(options.url, options.proxy)
+    except HostError as error:
+        raise click.UsageError(f"{error.message} {error.remedy}") from error
 
 
 class Level(NamedTuple):

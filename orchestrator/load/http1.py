@@ -18,6 +18,9 @@ MAX_HEADERS = 256
 MAX_CHUNK_LINE_BYTES = 1024
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 """The first blank line, however its ends are written."""
+_HTTP2 = re.compile(rb"\x00.{2}\x04[\x00\x01]", re.DOTALL)
+"""Begin of a SETTINGS frame, the first thing that an HTTP/2 server says (RFC 9113, section 3.4)."""
+ONLY_HTTP2 = "the server speaks only HTTP/2, and loadproof HTTP/1.1: put a proxy that speaks both in front of it"
 
 Framing = Literal["chunked", "length", "close", "none"]
 
@@ -236,6 +239,8 @@ class ResponseParser:
                 if len(self._pending) > MAX_HEAD_BYTES:
                     raise ProtocolError(f"the headers are longer than {MAX_HEAD_BYTES} bytes")
                 if len(self._pending) >= 5 and not self._pending.startswith(b"HTTP/"):
+                    if _HTTP2.match(self._pending):
+                        raise ProtocolError(ONLY_HTTP2)
                     raise ProtocolError(f"the answer is not HTTP: it begins with {bytes(self._pending[:20])!r}")
                 return
             head = bytes(self._pending[: end.start()])
