@@ -24,7 +24,6 @@ from orchestrator.launch.server import Server
 from orchestrator.life import target_of
 from orchestrator.load.capacity import expected, workers_needed
 from orchestrator.load.engine import Engine, Load, Target, open_engine
-from orchestrator.load.proxies import proxy_for
 from orchestrator.load.wire import RequestLimits
 from orchestrator.metrics import is_good, level_stats
 from orchestrator.plan import Cell, Plan
@@ -84,7 +83,6 @@ class Bench:
             prompts=PromptMaker(form="text"),
             headers=headers,
             limits=limits,
-            proxy=proxy_for(server.base_url, plan.client.proxy) if deployment.launch == "external" else None,
         )
         target = dataclasses.replace(draft, prompts=await _prompt_maker(draft, plan))
         async with open_engine(target) as engine:

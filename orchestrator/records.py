@@ -164,6 +164,8 @@ class LevelSpec(Record, frozen=True, kw_only=True):
     """A user's pause between an answer and its next request."""
     rate_per_s: float | None = None
     """Open loop: mean rate at which requests are due; `concurrency` is 0 then."""
+    sessions_per_s: float | None = None
+    """Partly open: mean rate at which conversations begin, whose turns wait for one another; `concurrency` is 0."""
     looks: tuple[int, ...] = ()
     """Numbers of measured requests at which S1 is judged by its bounds, the last one N; the first look that decides
     ends the level. Empty = S1 is judged by the observed share of all N."""

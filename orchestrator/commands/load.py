@@ -4,65 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import itertools
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import click
 import msgspec
 
 from orchestrator.clock import NS_PER_S, now_ns
+from orchestrator.commands.load_level import (
+    APIS,
+    DEFAULT_REQUESTS,
+    DEFAULT_SESSIONS,
+    DEFAULT_THINK,
+    DEFAULT_TURNS,
+    Level,
+    Options,
+    check,
+    level_of,
+    wire_of,
+)
 from orchestrator.commands.loop import run_loop
 from orchestrator.errors import HostError
-from orchestrator.host import raise_file_limit, usable_cpus
-from orchestrator.load.arrivals import arrivals_named, schedule
-from orchestrator.load.capacity import USUAL_TOKENS_PER_S, expected, workers_needed
+from orchestrator.host import raise_file_limit
 from orchestrator.load.engine import MOST_IN_FLIGHT, Load, Target, open_engine
 from orchestrator.load.proxies import proxy_for, without_password
 from orchestrator.load.transport import RequestLimits
-from orchestrator.records import LevelRun, LevelSpec, Request, RequestRecord, Slo
-from stacks.base import Wire
-from stacks.openai import ChatWire, Dialect, TextCompletionsWire
+from orchestrator.records import LevelRun, RequestRecord, Slo
 from workloads.text import PromptMaker
-from workloads.workload import Workload
 
-APIS = ("chat", "completions", "tgi", "llamacpp")
-DEFAULT_REQUESTS = 100
-DEFAULT_LENGTHS = ("128", "64")
-_DRAW = 1000
 _LIVE_S = 0.5
-
-
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked, as far as the load itself needs it."""
-
-    url: str
-    api: str
-    model: str | None
-    concurrency: int | None
-    rate: float | None
-    arrivals: str
-    requests: int | None
-    seconds: float | None
-    prompt_tokens: str | None
-    output_tokens: str | None
-    preset: str | None
-    ramp: float
-    think: float
-    seed: int
-    ignore_eos: bool
-    api_key_env: str | None
-    unix_socket: str | None
-    proxy: str | None
-    insecure: bool
-    timeout: float
-    workers: int | None
 
 
 class Loaded(NamedTuple):
@@ -97,8 +71,21 @@ def _slo(_ctx: click.Context, _param: click.Parameter, text: str) -> Slo:
 @click.option("--prompt-tokens", metavar="N|LAW", help="Prompt length, e.g. 512 or lognormal:900:1200; default 128.")
 @click.option("--output-tokens", metavar="N|LAW", help="Output length; default 64.")
 @click.option("--preset", metavar="NAME", help="Instead: lengths of a public trace, e.g. azure-conv-2023.")
+@click.option("--trace", metavar="FILE", help="Instead: lengths of a trace of your own (CSV, JSON Lines ...).")
+@click.option(
+    "--sessions-rate",
+    type=click.FloatRange(0, min_open=True),
+    metavar="R",
+    help="Conversations of several turns: so many begin a second.",
+)
+@click.option("--sessions", type=click.IntRange(1), metavar="N", help=f"Conversations; default {DEFAULT_SESSIONS}.")
+@click.option("--turns", metavar="N|LAW", help=f"Turns of a conversation; default {DEFAULT_TURNS}, or the trace's.")
 @click.option("--ramp", type=click.FloatRange(0), default=0.0, metavar="S", help="Admit the users over S seconds.")
-@click.option("--think", type=click.FloatRange(0), default=0.0, metavar="S", help="Pause of a user after an answer.")
+@click.option(
+    "--think",
+    metavar="S|LAW",
+    help=f"Pause of a user after an answer; of conversations {DEFAULT_THINK}, or the trace's.",
+)
 @click.option("--slo", callback=_slo, default="ttft=1000,tpot=50", show_default=True, help="Limits of goodput, ms.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed asks the same in the same order.")
 @click.option("--ignore-eos", is_flag=True, help="Force the output length (vLLM, SGLang, llama.cpp ...).")
@@ -116,148 +103,21 @@ def load(slo: Slo, records: Path | None, as_json: bool, arrivals: str | None, **
     \b
     loadproof load http://127.0.0.1:8000 --model llama --concurrency 16 --requests 200
     loadproof load http://127.0.0.1:8000 --model llama --rate 5 --arrivals gamma:2 --seconds 60
+    loadproof load http://127.0.0.1:8000 --model llama --sessions-rate 0.5 --turns uniform:2:8 --think 10
     """
     options = Options(arrivals=arrivals or "poisson", **given)
-    _check(options, arrivals_given=arrivals is not None)
-    level = _level(options)
+    check(options, arrivals_given=arrivals is not None)
+    level = level_of(options)
     with _lines(records) as keep:
         loaded = run_loop(_run(options, level, keep, live=sys.stderr.isatty() and not as_json))
     from orchestrator.commands.load_screen import facts, screen
 
     if as_json:
-        click.echo(msgspec.json.encode(facts(loaded.run, loaded.records, slo, open_loop=options.rate is not None)))
+        click.echo(msgspec.json.encode(facts(loaded.run, loaded.records, slo, open_loop=options.open_loop)))
     else:
-        screen(loaded.run, loaded.records, slo, open_loop=options.rate is not None)
+        screen(loaded.run, loaded.records, slo, open_loop=options.open_loop)
     if loaded.run.cut == _INTERRUPTED:
         raise click.exceptions.Exit(130)
-
-
-# --- what is asked ----------------------------------------------------------------------------------------------
-
-
-def _check(options: Options, *, arrivals_given: bool) -> None:
-    """Refuse what contradicts itself, in one sentence with the remedy."""
-    is_open = options.rate is not None
-    conflicts = (
-        (options.concurrency and is_open, "--concurrency (closed loop) and --rate (open loop) exclude each other."),
-        (options.requests and options.seconds, "--requests and --seconds exclude each other: give one of them."),
-        (arrivals_given and not is_open, "--arrivals belongs to an open loop: give --rate too."),
-        (is_open and (options.ramp or options.think), "--ramp and --think belong to a closed loop, not to --rate."),
-        (
-            options.preset and (options.prompt_tokens or options.output_tokens),
-            "--preset and --prompt-tokens/--output-tokens exclude each other.",
-        ),
-        (
-            options.api in ("chat", "completions") and not options.model,
-            f"--model is missing: the name that the server serves ({options.url.rstrip('/')}/v1/models lists it).",
-        ),
-        (
-            options.api_key_env and not os.environ.get(options.api_key_env),
-            f"The environment variable {options.api_key_env} is empty or not set: export the key in it.",
-        ),
-    )
-    for wrong, sentence in conflicts:
-        if wrong:
-            raise click.UsageError(sentence)
-    url = urlsplit(options.url)
-    if url.scheme not in ("http", "https") or not url.hostname:
-        raise click.UsageError(f"{options.url!r} is no URL of a server: write e.g. http://127.0.0.1:8000.")
-    if url.username or url.password:
-        raise click.UsageError("The URL holds a key or password: export it and name the variable with --api-key-env.")
-    try:
-        proxy_for(options.url, options.proxy)
-    except HostError as error:
-        raise click.UsageError(f"{error.message} {error.remedy}") from error
-
-
-class Level(NamedTuple):
-    """The level as it will be run."""
-
-    spec: LevelSpec
-    due: tuple[int, ...]
-    """Open loop: when each request is due, ns after the start."""
-    requests: Iterator[Request]
-    other: Iterator[Request]
-    """Closed loop: requests of the ramp, which are not measured."""
-
-
-def _level(options: Options) -> Level:
-    requests = options.requests or (None if options.seconds else DEFAULT_REQUESTS)
-    due: tuple[int, ...] = ()
-    try:
-        workload = _lengths(options)
-        if options.rate is not None:
-            times = arrivals_named(options.arrivals)(options.rate, options.seed)
-            due = schedule(times, requests=requests, seconds=options.seconds)
-    except ValueError as error:
-        raise click.UsageError(f"{error}.") from error
-    if options.rate is not None and not due:
-        raise click.UsageError(
-            f"No request is due in {options.seconds:g} s at {options.rate:g} a second: ask for more."
-        )
-    size = requests or len(due) or _DRAW
-    spec = LevelSpec(
-        concurrency=0 if options.rate is not None else options.concurrency or 1,
-        rate_per_s=options.rate,
-        purpose="load",
-        seed=options.seed,
-        requests=requests or len(due) or 1,
-        min_seconds=options.seconds or 0.0,
-        max_seconds=86_400.0,
-        ramp_seconds=options.ramp,
-        warmup_generations=0,
-        warmup_seconds=0.0,
-        filler_seconds=0.0,
-        deadline_seconds=options.timeout,
-        think_seconds=options.think,
-        workers=options.workers or _workers(options, workload),
-    )
-    return Level(
-        spec, due, _draws(workload, options.seed, "measured", size), _draws(workload, options.seed, "ramp", _DRAW)
-    )
-
-
-def _workers(options: Options, workload: Workload) -> int:
-    """As many processes as the load is expected to need; the streams of an open loop by Little's law, at the usual
-    speed."""
-    streams = float(options.concurrency or 1)
-    if options.rate is not None:
-        streams = options.rate * workload.stats().output_mean / USUAL_TOKENS_PER_S
-    return workers_needed(expected(streams), usable_cpus())
-
-
-def _lengths(options: Options) -> Workload:
-    """Where the lengths come from. ValueError for what is not known."""
-    if options.preset is not None:
-        from workloads.presets import preset
-
-        return preset(options.preset)
-    from workloads.synthetic import synthetic
-
-    prompt, output = options.prompt_tokens or DEFAULT_LENGTHS[0], options.output_tokens or DEFAULT_LENGTHS[1]
-    return synthetic(prompt=prompt, output=output, seed=options.seed)
-
-
-def _draws(workload: Workload, seed: int, part: str, size: int) -> Iterator[Request]:
-    """Stratified draws, one after another, each with a seed of its own: no prompt comes twice."""
-    for number in itertools.count():
-        digest = hashlib.sha256(f"{seed}/{part}/{number}".encode()).digest()
-        yield from workload.draw(int.from_bytes(digest[:6]), size)
-
-
-def _wire(options: Options) -> Wire:
-    dialect = Dialect(length="ignore_eos" if options.ignore_eos else "none")
-    if options.api == "chat":
-        return ChatWire(dialect)
-    if options.api == "completions":
-        return TextCompletionsWire(dialect)
-    if options.api == "tgi":
-        from stacks.tgi import GenerateStreamWire
-
-        return GenerateStreamWire()
-    from stacks.llamacpp import CompletionWire
-
-    return CompletionWire()
 
 
 # --- the load ---------------------------------------------------------------------------------------------------
@@ -277,7 +137,7 @@ async def _run(options: Options, level: Level, keep: Callable[[RequestRecord], N
     raise_file_limit(max(level.spec.concurrency, MOST_IN_FLIGHT if level.due else 0) + 256)
     target = Target(
         base_url=options.url.rstrip("/").removesuffix("/v1"),
-        wire=_wire(options),
+        wire=wire_of(options),
         model=options.model or "",
         prompts=PromptMaker(form="text"),
         headers={"authorization": f"Bearer {key}"} if key else {},

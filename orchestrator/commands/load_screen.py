@@ -71,6 +71,9 @@ def facts(run: LevelRun, records: Sequence[RequestRecord], slo: Slo, *, open_loo
         "mean_out_tokens": stats.mean_out_tokens,
         "concurrency": run.spec.concurrency or None,
         "rate_per_s": run.spec.rate_per_s,
+        "sessions_per_s": run.spec.sessions_per_s,
+        "sessions": len({r.session for r in measured if r.session is not None}) or None,
+        "cached_tokens": stats.cached_tokens,
         "seed": run.spec.seed,
         "cut": run.cut,
         "client": {
@@ -160,6 +163,8 @@ def _sentences(run: LevelRun, measured: Sequence[RequestRecord], stats: LevelSta
         f"{health.cpu_s:.1f} s CPU in {health.wall_s:.1f} s, "
         f"p99 loop lag {health.loop_lag_ms_p99:.1f} ms, send lag {health.send_lag_ms_p99:.1f} ms.",
     ]
+    if run.spec.sessions_per_s is not None:
+        lines.insert(1, _conversations(measured, stats))
     first = next((r.failure for r in measured if r.failure is not None), None)
     if first is not None:
         lines.append(f"First failure: {first.kind}{f' {first.status}' if first.status else ''}: {first.detail}")
@@ -168,6 +173,16 @@ def _sentences(run: LevelRun, measured: Sequence[RequestRecord], stats: LevelSta
     if (why := invalid_reason(run, slo)) is not None:
         lines.append(f"INVALID. {why}")
     return lines
+
+
+def _conversations(measured: Sequence[RequestRecord], stats: LevelStats) -> str:
+    """How many, and what a prefix cache made of them."""
+    number = len({r.session for r in measured})
+    told = [r for r in measured if r.cached_tokens is not None and r.in_tokens]
+    if not told:
+        return f"{number} conversations; the server does not tell what its prefix cache held."
+    prompts = sum(r.in_tokens or 0 for r in told)
+    return f"{number} conversations; {(stats.cached_tokens or 0) / prompts:.0%} of their prompt tokens were cached."
 
 
 def _processes(workers: int) -> str:

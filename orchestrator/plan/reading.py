@@ -11,7 +11,6 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from orchestrator.errors import PlanError, Problem
 from orchestrator.plan.deployments import Surroundings, read_defaults, read_deployment
@@ -105,7 +104,6 @@ def _read(
     ramp = findings.read_optional(document, Ramp, "ramp")
     budget = findings.read_optional(document, Budget, "budget")
     client = findings.read_optional(document, Client, "client")
-    _check_proxy(client, findings)
     deployments = _deployments(document, model, around, findings)
     workloads, lengths = _workloads(document, seed, around.base, deployments, findings)
     _check_ramp(ramp, findings)
@@ -180,15 +178,6 @@ def _check_names(names: Sequence[str | None], key: str, findings: Findings) -> N
         first = seen.setdefault(name.lower(), number)
         if first != number:
             findings.add(where, f"{shown(name)} is the name of {key}[{first}] too.", "Give each a name of its own.")
-
-
-def _check_proxy(client: Client, findings: Findings) -> None:
-    if client.proxy is None or client.proxy == "none":
-        return
-    parts = urlsplit(client.proxy)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.password:
-        remedy = 'Give "http://HOST:PORT", or "none"; one with a password belongs into HTTPS_PROXY.'
-        findings.add("client.proxy", "is not the URL of an HTTP proxy, or it holds a password.", remedy)
 
 
 def _check_ramp(ramp: Ramp, findings: Findings) -> None:

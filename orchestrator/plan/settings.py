@@ -81,8 +81,6 @@ class Client(msgspec.Struct, frozen=True, kw_only=True):
 
     workers: int | None = None
     """Load processes; None = as many as the expected token rate and number of streams ask for."""
-    proxy: str | None = None
-    """HTTP proxy to external servers, or ``none``; None = as the environment says."""
 
 
 class Bound(NamedTuple):
