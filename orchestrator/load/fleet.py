@@ -26,6 +26,7 @@ from orchestrator.errors import HostError
 from orchestrator.load.closed import StopEarly, never
 from orchestrator.load.engine import Load, OnRecord, Target
 from orchestrator.load.frames import (
+    BLOCK,
     Abort,
     Broken,
     Channel,
@@ -46,7 +47,6 @@ from orchestrator.load.frames import (
 from orchestrator.load.health import together
 from orchestrator.load.merge import Merge
 from orchestrator.load.tally import Part, SharedTally
-from orchestrator.load.worker import BLOCK
 from orchestrator.records import ClientHealth, LevelRun, Request
 
 START_S = 30.0

@@ -12,6 +12,8 @@ import msgspec
 from orchestrator.records import ClientHealth, LevelSpec, Request, RequestRecord
 
 _LENGTH = struct.Struct("<I")
+BLOCK = 256
+"""Requests of a list that are sent at once."""
 STREAM_BYTES = 4 * 1024 * 1024
 
 Which = Literal["measured", "other"]

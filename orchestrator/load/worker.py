@@ -22,6 +22,7 @@ from orchestrator.clock import NS_PER_S, now_ns
 from orchestrator.host import raise_file_limit
 from orchestrator.load.engine import MOST_IN_FLIGHT, Target, run_part
 from orchestrator.load.frames import (
+    BLOCK,
     Abort,
     Broken,
     Channel,
@@ -43,8 +44,6 @@ from orchestrator.load.wire import Sender
 from orchestrator.records import Request, RequestRecord
 
 TICK_S = 0.1
-BLOCK = 256
-"""Requests of a list that are sent at once."""
 _BLOCKS_KEPT = 4
 
 
