@@ -163,9 +163,12 @@ class LevelSpec(Record, frozen=True, kw_only=True):
     think_seconds: float = 0.0
     """A user's pause between an answer and its next request."""
     rate_per_s: float | None = None
-    """Open loop: mean rate at which requests are due; `concurrency` is 0 then."""
+    """Open loop: mean rate at which requests are due; `concurrency` is 0 then, and of those due the last `requests` are
+    measured."""
+    drain_seconds: float | None = None
+    """Open loop: what is unfinished so long after the last request was due has failed; None = no such limit."""
     sessions_per_s: float | None = None
-    """Partly open: mean rate at which conversations begin, whose turns wait for one another; `concurrency` is 0."""
+    """Partly open: mean rate at which conversations begin; `rate_per_s` is then that of their turns."""
     looks: tuple[int, ...] = ()
     """Numbers of measured requests at which S1 is judged by its bounds, the last one N; the first look that decides
     ends the level. Empty = S1 is judged by the observed share of all N."""

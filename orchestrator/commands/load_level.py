@@ -175,7 +175,9 @@ def _talks(options: Options) -> Level:
     requests = [request for first in drawn for request in (first, *first.later)]
     each_s = sum(request.output_tokens for request in requests) / len(due) / USUAL_TOKENS_PER_S
     spec = msgspec.structs.replace(
-        _spec(options, len(requests), options.sessions_rate * each_s), sessions_per_s=options.sessions_rate
+        _spec(options, len(requests), options.sessions_rate * each_s),
+        rate_per_s=options.sessions_rate * len(requests) / len(due),
+        sessions_per_s=options.sessions_rate,
     )
     return Level(spec, due, iter(drawn), iter(()))
 

@@ -12,20 +12,12 @@ from asyncio_throttle import Throttler  # type: ignore[attr-defined]
 from orchestrator.clock import NS_PER_S, now_ns
 from orchestrator.load.health import SelfWatch
 from orchestrator.load.supply import Supply
-from orchestrator.load.tally import Part, users_of
+from orchestrator.load.tally import Part, StopEarly, never, users_of
 from orchestrator.load.wire import Send
 from orchestrator.records import LevelRun, LevelSpec, Phase, Request, RequestRecord
 
 _MULTIPLE = 10
 """The measured set closes on a multiple of this if one was asked for, so that it cuts into equal batches."""
-
-StopEarly = Callable[[RequestRecord, int], str | None]
-"""Asked after each measured record, with its place among the measured ones: a reason ends the level."""
-
-
-def never(_record: RequestRecord, _place: int) -> str | None:
-    """A level that ends by its own rules alone."""
-    return None
 
 
 class _Claim(NamedTuple):

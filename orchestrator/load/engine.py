@@ -14,11 +14,11 @@ from typing import NamedTuple, Protocol
 
 import httpx
 
-from orchestrator.load.closed import StopEarly, never, run_closed
+from orchestrator.load.closed import run_closed
 from orchestrator.load.open import run_open
 from orchestrator.load.proxies import ProxiedTransport
 from orchestrator.load.supply import Drawn, Supply
-from orchestrator.load.tally import Part
+from orchestrator.load.tally import Part, StopEarly, never
 from orchestrator.load.transport import RequestLimits, StampingTransport
 from orchestrator.load.wire import Sender
 from orchestrator.records import LevelRun, LevelSpec, Request, RequestRecord
@@ -74,6 +74,8 @@ class Load(NamedTuple):
     """Closed loop: requests of the ramp, the warm-up and the filler."""
     due: tuple[int, ...] = ()
     """Open loop: when each request is due, ns after the start."""
+    most_in_flight: int = MOST_IN_FLIGHT
+    """Open loop: see `run_open`."""
 
 
 class Engine(Protocol):
@@ -89,7 +91,7 @@ class Engine(Protocol):
     ) -> LevelRun:
         """One level by `load.spec.workers` processes. Each record is handed over once, in the order of their ends.
 
-        A reason from `stop_early` (closed loop), or of `abort`, ends the level and is its `cut`. What `on_record`
+        A reason from `stop_early`, or of `abort`, ends the level and is its `cut`. What `on_record`
         raises ends it and is raised. A worker that is lost ends it too: `run.health.lost` says which, and the level is
         INVALID.
         """
@@ -99,6 +101,7 @@ class Engine(Protocol):
 async def run_part(
     spec: LevelSpec,
     due: tuple[int, ...],
+    most_in_flight: int,
     sender: Sender,
     *,
     measured: Supply,
@@ -117,7 +120,8 @@ async def run_part(
             send=sender.send,
             prepare=sender.prepare,
             on_record=on_record,
-            most_in_flight=MOST_IN_FLIGHT,
+            most_in_flight=most_in_flight,
+            stop_early=stop_early,
             abort=abort,
             part=part,
         )
@@ -158,6 +162,7 @@ class LocalEngine:
         return await run_part(
             load.spec,
             load.due,
+            load.most_in_flight,
             self._sender,
             measured=Drawn(load.measured),
             other=Drawn(load.other),

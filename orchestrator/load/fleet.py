@@ -23,7 +23,6 @@ import msgspec
 
 from orchestrator.clock import now_ns
 from orchestrator.errors import HostError
-from orchestrator.load.closed import StopEarly, never
 from orchestrator.load.engine import Load, OnRecord, Target
 from orchestrator.load.frames import (
     BLOCK,
@@ -46,7 +45,7 @@ from orchestrator.load.frames import (
 )
 from orchestrator.load.health import together
 from orchestrator.load.merge import Merge
-from orchestrator.load.tally import Part, SharedTally
+from orchestrator.load.tally import Part, SharedTally, StopEarly, never
 from orchestrator.records import ClientHealth, LevelRun, Request
 
 START_S = 30.0
@@ -163,7 +162,8 @@ class _Run:
 
     async def _prepare(self, number: int) -> None:
         worker = self._workers[number]
-        worker.send(Level(self._load.spec, number, len(self._workers), self._load.due))
+        load = self._load
+        worker.send(Level(load.spec, number, len(self._workers), load.due, load.most_in_flight))
         for which in ("measured", "other"):
             worker.send(self._lists.block(which, number))
         if not isinstance(await worker.receive(START_S), Ready):
@@ -200,11 +200,11 @@ class _Run:
         """Hand over the records whose turn has come."""
         for record in self._merge.take():
             self._keep(record)
-            if record.phase == "measured" and not self._load.due and self._part.cut is None:
+            if record.phase == "measured" and self._part.cut is None:
                 place = record.seq - self._part.tally.first_measured
                 if (reason := self._stop(record, place)) is not None:
                     self._part.end(reason)
-                    self._over(reason)
+                    self._tell_all(Abort(reason) if self._load.due else Over(reason))
 
     def _lose(self, how: str) -> None:
         """What it had in flight is unknown: the level is worth nothing any more, and ends."""

@@ -39,6 +39,7 @@ class Level(Message, frozen=True, tag=2):
     number: int
     of: int
     due: tuple[int, ...]
+    most_in_flight: int
 
 
 class Requests(Message, frozen=True, tag=3):

@@ -14,13 +14,21 @@ import mmap
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Self
 
 from orchestrator.clock import NS_PER_S, now_ns
-from orchestrator.records import ClientHealth, LevelRun, LevelSpec
+from orchestrator.records import ClientHealth, LevelRun, LevelSpec, RequestRecord
+
+StopEarly = Callable[[RequestRecord, int], str | None]
+"""Asked after each measured record, with its place among the measured ones: a reason ends the level."""
+
+
+def never(_record: RequestRecord, _place: int) -> str | None:
+    """A level that ends by its own rules alone."""
+    return None
 
 
 class Tally(ctypes.Structure):

@@ -20,7 +20,7 @@ import uvloop
 
 from orchestrator.clock import NS_PER_S, now_ns
 from orchestrator.host import raise_file_limit
-from orchestrator.load.engine import MOST_IN_FLIGHT, Target, run_part
+from orchestrator.load.engine import Target, run_part
 from orchestrator.load.frames import (
     BLOCK,
     Abort,
@@ -105,7 +105,7 @@ class _Worker:
         running: asyncio.Task[None] | None = None
         while (message := await self._channel.receive()) is not None:
             if isinstance(message, Level):
-                raise_file_limit((message.spec.concurrency if not message.due else MOST_IN_FLIGHT) + 256)
+                raise_file_limit(message.spec.concurrency + (message.most_in_flight if message.due else 0) + 256)
                 current = _Current(message, self._shared, self._channel)
                 self._channel.send(Ready())
             elif current is None:
@@ -129,6 +129,7 @@ class _Worker:
             run = await run_part(
                 current.level.spec,
                 current.level.due,
+                current.level.most_in_flight,
                 self._sender,
                 measured=current.lists["measured"],
                 other=current.lists["other"],

@@ -141,6 +141,23 @@ def test_a_reason_to_stop_ends_a_level_of_several(server: str) -> None:
     with_fleet(server, body)
 
 
+def test_an_open_level_of_several_ends_for_a_reason_too(server: str) -> None:
+    async def body(fleet: Fleet) -> None:
+        due = tuple(range(0, 4000 * 10**7, 10**7))
+        records: list[RequestRecord] = []
+        run = await fleet.run(
+            load(spec(concurrency=0, requests=3990), due),
+            on_record=records.append,
+            stop_early=lambda _, place: "decided" if place >= 20 else None,
+        )
+        assert run.cut == "decided"
+        assert 30 < len(records) < 2000
+        assert {r.phase for r in records if r.seq < 10} == {"warmup"}
+        assert {r.phase for r in records if r.seq >= 10} == {"measured"}
+
+    with_fleet(server, body)
+
+
 def test_an_abort_ends_all_of_them(server: str) -> None:
     async def body(fleet: Fleet) -> None:
         abort: asyncio.Future[str] = asyncio.get_running_loop().create_future()

@@ -80,7 +80,8 @@ def open_run(
 ) -> Ran:
     records: list[RequestRecord] = []
     level = run_open(
-        spec(**changes), due, requests=Drawn(map(request, requests())), send=server.send, prepare=lambda _: b"",
+        spec(**{"requests": len(due), **changes}), due, requests=Drawn(map(request, requests())),
+        send=server.send, prepare=lambda _: b"",
         on_record=records.append, most_in_flight=most,
     )  # fmt: skip
     return run_virtually(monkeypatch, level), records
@@ -171,7 +172,8 @@ def test_time_starts_when_a_request_was_due(monkeypatch: pytest.MonkeyPatch) -> 
         return b""
 
     level = run_open(
-        spec(), schedule(constant(10, 0), requests=3), requests=Drawn(map(request, requests())), send=server.send,
+        spec(requests=3), schedule(constant(10, 0), requests=3), requests=Drawn(map(request, requests())),
+        send=server.send,
         prepare=prepare, on_record=records.append, most_in_flight=10,
     )  # fmt: skip
     run = run_virtually(monkeypatch, level)
@@ -188,7 +190,8 @@ def test_a_client_that_is_too_slow_is_invalid_and_no_break(monkeypatch: pytest.M
         return b""
 
     level = run_open(
-        spec(), schedule(constant(10, 0), requests=100), requests=Drawn(map(request, requests())), send=Server().send,
+        spec(requests=100), schedule(constant(10, 0), requests=100), requests=Drawn(map(request, requests())),
+        send=Server().send,
         prepare=prepare, on_record=records.append, most_in_flight=1000,
     )  # fmt: skip
     run = run_virtually(monkeypatch, level)
@@ -206,12 +209,42 @@ def test_the_time_limit_ends_it_and_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     assert run.undrained == 11
 
 
+def test_the_first_part_is_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, records = open_run(monkeypatch, Server(), schedule(constant(10, 0), requests=50), requests=40)
+    assert [r.phase for r in sorted(records, key=lambda r: r.seq)] == ["warmup"] * 10 + ["measured"] * 40
+    assert run.window_start_ns == pytest.approx(run.started_ns + 10 * NS_PER_S / 10, abs=1000)
+
+
+def test_what_does_not_end_within_the_drain_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(lambda request: 100.0 if request.seq in (2, 9) else 1.0)
+    run, records = open_run(monkeypatch, server, schedule(constant(10, 0), requests=20), drain_seconds=5.0)
+    lost = [r for r in records if r.failure is not None]
+    assert sorted((r.seq, r.failure and r.failure.kind) for r in lost) == [(2, "timeout"), (9, "timeout")]
+    assert run.cut is None
+    assert len(records) == 20
+    assert run.ended_ns - run.started_ns == pytest.approx(6.9 * NS_PER_S, abs=1000)
+
+
+def test_a_reason_ends_it_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    records: list[RequestRecord] = []
+    level = run_open(
+        spec(requests=90), schedule(constant(10, 0), requests=100), requests=Drawn(map(request, requests())),
+        send=Server().send, prepare=lambda _: b"", on_record=records.append, most_in_flight=100,
+        stop_early=lambda record, place: "decided" if (record.seq, place) == (30, 20) else None,
+    )  # fmt: skip
+    run = run_virtually(monkeypatch, level)
+    assert run.cut == "decided"
+    assert sum(r.failure is None for r in records) == 31
+    assert {r.failure.kind for r in records if r.failure is not None} == {"cancelled"}
+
+
 def test_what_goes_wrong_with_a_record_ends_the_level(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(record: RequestRecord) -> None:
         raise OSError("the disk is full")
 
     level = run_open(
-        spec(), schedule(constant(10, 0), requests=50), requests=Drawn(map(request, requests())), send=Server().send,
+        spec(requests=50), schedule(constant(10, 0), requests=50), requests=Drawn(map(request, requests())),
+        send=Server().send,
         prepare=lambda _: b"", on_record=full, most_in_flight=10,
     )  # fmt: skip
     with pytest.raises(OSError, match="disk is full"):
@@ -249,13 +282,16 @@ WORKERS = (1, 2, 3)
 
 
 @pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("users", [1, 4])
 @pytest.mark.parametrize("count", [1, 7, 40])
-def test_however_many_workers_send_the_same_requests(monkeypatch: pytest.MonkeyPatch, workers: int, count: int) -> None:
+def test_however_many_workers_send_the_same_requests(
+    monkeypatch: pytest.MonkeyPatch, workers: int, users: int, count: int
+) -> None:
     server = Server()
-    run, records = divided_run(monkeypatch, server, workers, concurrency=4, requests=count)
+    run, records = divided_run(monkeypatch, server, workers, concurrency=users, requests=count)
     assert sorted(seq for seq, _ in server.sent) == list(range(count))
     assert sorted(r.seq for r in records) == list(range(count))
-    assert (run.cut, run.undrained, server.most) == (None, 0, min(4, count))
+    assert (run.cut, run.undrained, server.most) == (None, 0, min(users, count))
     assert {r.phase for r in records} == {"measured"}
 
 
@@ -321,7 +357,8 @@ def test_send_times_are_shared_out_and_none_is_missed(monkeypatch: pytest.Monkey
     async def level() -> LevelRun:
         runs = [
             run_open(
-                spec(), due, requests=asked, send=server.send, prepare=lambda _: b"", on_record=records.append,
+                spec(requests=150), due, requests=asked,
+                send=server.send, prepare=lambda _: b"", on_record=records.append,
                 most_in_flight=1000, part=part,
             )
             for part in shared(workers)
@@ -362,7 +399,8 @@ def test_conversations_come_openly_and_their_turns_wait_for_answer_and_thought(
     async def level() -> LevelRun:
         runs = [
             run_open(
-                spec(), due, requests=sessions, send=server.send, prepare=lambda _: b"", on_record=records.append,
+                spec(requests=7), due, requests=sessions,
+                send=server.send, prepare=lambda _: b"", on_record=records.append,
                 most_in_flight=1000, part=part,
             )
             for part in shared(workers)
@@ -380,7 +418,8 @@ def test_conversations_come_openly_and_their_turns_wait_for_answer_and_thought(
 def test_a_conversation_goes_on_after_a_turn_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     server, records = Server(lambda _: 10.0), list[RequestRecord]()
     level = run_open(
-        spec(), schedule(constant(1, 0), requests=2), requests=Drawn(talk(seq, 2, 1.0) for seq in itertools.count()),
+        spec(requests=4), schedule(constant(1, 0), requests=2),
+        requests=Drawn(talk(seq, 2, 1.0) for seq in itertools.count()),
         send=server.send, prepare=lambda _: b"", on_record=records.append, most_in_flight=1,
     )  # fmt: skip
     run_virtually(monkeypatch, level)
