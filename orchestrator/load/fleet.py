@@ -71,7 +71,7 @@ class Worker:
         path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
         with theirs:
             process = subprocess.Popen(  # noqa: ASYNC220 - at the start, when nothing is timed
-                [sys.executable, "-m", "orchestrator.load.worker", str(theirs.fileno()), str(shared.fd)],
+                [sys.executable, "-P", "-m", "orchestrator.load.worker", str(theirs.fileno()), str(shared.fd)],
                 pass_fds=(theirs.fileno(), shared.fd),
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": path},
