@@ -4,8 +4,10 @@
 
 Each tool keeps N streams of 50 tokens/s busy, on one core. What it *says* of TTFT and of the gaps between tokens is
 held against what the server did: its own time to the first token, and its own gaps. Nothing of a tool is patched. A
-tool that is not installed is named and left out; `--list` says how each is installed and what of it is compared. The
-adapter of vLLM has run with its release 0.32.0; those of GuideLLM and AIPerf follow their documentation and have not run.
+tool that is not installed is named and left out; `--list` says how each is installed and what of it is compared.
+
+The adapter of vLLM has run with its release 0.32.0; those of GuideLLM and AIPerf follow their documentation and have
+not run.
 """
 
 from __future__ import annotations
