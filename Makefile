@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STACKS ?= llamacpp vllm transformers sglang
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test test-stacks lint format bench-memory bench-client bench-tools bench-report bench-search bench-simulated build clean
+.PHONY: demo test test-stacks lint format bench-memory bench-client bench-tools bench-report bench-search bench-simulated bench-soak build clean
 
 demo: $(VENV)/.demo            ## the main job on this machine: real llama.cpp, three weight formats, a report
 	$(BIN)/loadproof demo $(ARGS)
@@ -42,6 +42,9 @@ bench-report: $(VENV)/.dev     ## time and memory of the report of a large run: 
 
 bench-search: $(VENV)/.dev     ## the search on simulated cards whose true break is known
 	$(BIN)/python -m benchmarks.search $(ARGS)
+
+bench-soak: $(VENV)/.dev       ## the trends of a soak on simulated cards, stable ones and ones that get slower
+	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 bench-simulated: $(VENV)/.dev  ## the simulated card against public measurements
 	$(BIN)/python -m benchmarks.simulated $(ARGS)

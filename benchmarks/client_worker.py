@@ -17,6 +17,7 @@ import msgspec
 
 from benchmarks.truth_server import take_core
 from orchestrator.clock import NS_PER_S, now_ns
+from orchestrator.load.health import SelfWatch
 from orchestrator.load.transport import RequestLimits, StampingTransport
 from orchestrator.load.wire import Sender
 from orchestrator.records import Prompt, Request, RequestRecord
@@ -84,7 +85,7 @@ async def run(url: str, transport: httpx.AsyncBaseTransport, load: Load) -> Meas
 
     baseline = peak_memory_bytes()
     cpu_started = time.process_time()
-    async with sender:
+    async with sender, SelfWatch().watching():
         users = [asyncio.create_task(user(number)) for number in range(load.streams)]
         await asyncio.wait(users, timeout=(window_end - now_ns()) / NS_PER_S)
         for task in users:

@@ -43,8 +43,9 @@ from stacks.memory.formats import find_kv_format, find_weight_format
 from stacks.memory.models import find_model
 from stacks.memory.setup import Setup
 from stacks.simulated.card import SimulatedCard, simulated_card
-from stacks.simulated.closed import Client, VirtualLevel, run_virtual
+from stacks.simulated.closed import run_virtual
 from stacks.simulated.engine import NOISE
+from stacks.simulated.level import Client, VirtualLevel
 from workloads.presets import preset
 from workloads.synthetic import synthetic
 from workloads.workload import Workload

@@ -41,6 +41,7 @@ from orchestrator.records import (
     ServerStarting,
     ServerStopped,
 )
+from orchestrator.room import as_served
 from orchestrator.watch.gpu import list_gpus
 from orchestrator.watch.neighbours import neighbours
 from stacks.base import Stack
@@ -63,7 +64,11 @@ def finished_cells(events: Sequence[AnyEvent]) -> dict[str, CellFinished]:
 def failed(error: StackError) -> ServerFailure:
     """A StackError as the result that it is."""
     return ServerFailure(
-        failure_class=error.failure_class, message=error.message, remedy=error.remedy, evidence=error.evidence
+        failure_class=error.failure_class,
+        message=error.message,
+        remedy=error.remedy,
+        evidence=error.evidence,
+        fits_tokens=error.fits_tokens,
     )
 
 
@@ -161,12 +166,18 @@ class Campaign:
         return next_step(outcomes(self.journal.events, cell.id), search_rules(self.plan, cell))
 
     async def _measure_cell(self, cell: Cell, deadline_ns: int | None) -> None:
-        """Server after server until the search stops: a server that dies is replaced for the next step."""
+        """Server after server until the search stops: a server that dies is replaced for the next step, and one that
+        has no room for its context by one that has, where the plan allows it."""
         finish = CellFinished(at_ns=0, cell=cell.id, outcome="measured")
         while isinstance(self._next(cell), Measure):
+            served = as_served(cell, self.journal.events)
             try:
-                note = await self._serve(cell, deadline_ns)
+                note = await self._serve(served, deadline_ns)
             except StackError as error:
+                shrunk = as_served(cell, self.journal.events).deployment.context_tokens
+                if shrunk != served.deployment.context_tokens:
+                    self.progress.note(f"{cell.id}: {error.message} Trying a context of {shrunk:,} tokens.")
+                    continue
                 finish = CellFinished(at_ns=0, cell=cell.id, outcome="failed", failure=failed(error))
                 break
             if note is not None:
@@ -211,7 +222,8 @@ class Campaign:
                 await life.is_ready(server)
                 self.journal.commit(ServerReady(at_ns=now_ns(), cell=cell.id, attempt=attempt, server=server.record))
                 self.progress.server_ready(server.record)
-                self._warn_once(cell, server.record.facts.get("version_note"))
+                for name in ("version_note", "path_note"):
+                    self._warn_once(cell, server.record.facts.get(name))
                 async with Bench.on(server, stack, self.plan, cell, self.journal, attempt, self.progress) as bench:
                     note, failure = await self._climb(bench, cell, attempt, server, deadline_ns)
                 if failure is None:
@@ -225,7 +237,7 @@ class Campaign:
         return note
 
     def _warn_once(self, cell: Cell, note: str | float | None) -> None:
-        """Of a release that is not known, and not of every server of it."""
+        """Of a release that is not known, or of another kernel than was asked for; not of every server of it."""
         if isinstance(note, str) and note not in self._warned:
             self._warned.add(note)
             self.progress.note(f"{cell.id}: {note}")
@@ -249,7 +261,7 @@ class Campaign:
                 spec = bench.spec(step)
                 expected_ns = round(bench.expected_seconds(spec) * NS_PER_S)
                 if deadline_ns is not None and now_ns() + expected_ns > deadline_ns:
-                    return f"the time budget has no room for the step {step.purpose} at {step.concurrency}", None
+                    return f"the time budget has no room for the step {step}", None
                 self.journal.commit(
                     LevelStarted(at_ns=now_ns(), cell=cell.id, attempt=attempt, level=len(history), spec=spec)
                 )

@@ -53,7 +53,8 @@ class StackError(LoadproofError):
     """A server did not come up or did not stay up. A result: it is journalled and the next cell goes on.
 
     `failure_class` is a short stable name (``oom-weights``, ``port-taken``, ``start-timeout``, ...);
-    `evidence` holds the lines or the engine state that prove it, oldest first, bounded by the raiser.
+    `evidence` holds the lines or the engine state that prove it, oldest first, bounded by the raiser; `fits_tokens` is
+    the context that would fit, where the server says it.
     """
 
     exit_code = 4
@@ -65,10 +66,12 @@ class StackError(LoadproofError):
         *,
         failure_class: str = "unknown",
         evidence: Sequence[str] = (),
+        fits_tokens: int | None = None,
     ) -> None:
         super().__init__(message, remedy)
         self.failure_class = failure_class
         self.evidence = tuple(evidence)
+        self.fits_tokens = fits_tokens
 
 
 class JournalError(LoadproofError):

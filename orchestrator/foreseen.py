@@ -9,11 +9,12 @@ from orchestrator.errors import LoadproofError
 from orchestrator.plan import Cell, Plan
 from orchestrator.records import Predicted, PredictedItem
 from orchestrator.watch.gpu import GpuInfo, gpu_uuids
-from stacks.memory.bill import Bill, Item, on_cpu
+from stacks.memory.bill import Bill, Item
 from stacks.memory.cards import Card, card_with_memory, find_card
 from stacks.memory.deployed import setup_of
 from stacks.memory.intervals import Spread
 from stacks.memory.models import UnknownFactError
+from stacks.memory.pools import in_host_memory
 from stacks.memory.sizing import Sizing, size
 from workloads.workload import clamp_pairs
 
@@ -87,7 +88,7 @@ def _item(item: Item) -> PredictedItem:
 def _never_filled(result: Bill, longest_prompt: int) -> Iterator[PredictedItem]:
     """Host memory of compute buffers that no batch of this workload reaches: reserved, and never resident."""
     share = 1 - result.limits.seqs * longest_prompt / result.limits.batched_tokens
-    if on_cpu(result.setup) and share > 0:
+    if in_host_memory(result.setup) and share > 0:
         never = -result.terms.activation * share
         yield _item(Item("never filled", Spread(never, never, never), "compute buffers beyond the largest batch"))
 

@@ -11,7 +11,7 @@ from typing import Self
 
 import msgspec
 
-from orchestrator.asked import level_seed, level_spec
+from orchestrator.asked import level_seed, level_spec, open_spec, open_traffic
 from orchestrator.clock import NS_PER_S, now_ns
 from orchestrator.host import usable_cpus
 from orchestrator.journal import Journal, Lines
@@ -22,8 +22,9 @@ from orchestrator.launch.environment import secret_values
 from orchestrator.launch.external import bearer
 from orchestrator.launch.server import Server
 from orchestrator.life import target_of
-from orchestrator.load.capacity import expected, workers_needed
+from orchestrator.load.capacity import USUAL_TOKENS_PER_S, Expected, expected, workers_needed
 from orchestrator.load.engine import Engine, Load, Target, open_engine
+from orchestrator.load.tally import StopEarly, never
 from orchestrator.load.wire import RequestLimits
 from orchestrator.metrics import is_good, level_stats
 from orchestrator.plan import Cell, Plan
@@ -36,6 +37,8 @@ from workloads.workload import requests_sha256
 
 _SETTLE_S = 30.0
 _DEATH_GRACE_S = 5.0
+_WHOLE = ("sentinel", "prefill", "recovery", "soak")
+"""Levels whose SLO is not asked for: they are not ended early."""
 _CALIBRATION_TOKENS = (64, 256)
 
 
@@ -93,13 +96,19 @@ class Bench:
                 for note in watch.notes:
                     progress.note(note)
             finally:
-                bench._requests.close()
-                bench._samples_file.close()
+                bench.close()
+
+    def close(self) -> None:
+        """Close the raw files."""
+        self._requests.close()
+        self._samples_file.close()
 
     # --- what a level is ----------------------------------------------------------------------------------------
 
     def _commits(self) -> list[LevelCommitted]:
-        return [e for e in self._journal.events if isinstance(e, LevelCommitted) and e.cell == self._cell.id]
+        """Of the levels that say how long a request takes at a concurrency."""
+        own = (e for e in self._journal.events if isinstance(e, LevelCommitted) and e.cell == self._cell.id)
+        return [e for e in own if not e.run.spec.is_open and e.run.spec.purpose != "prefill"]
 
     def _expected_e2e_s(self, concurrency: int) -> float:
         """Ê: mean end-to-end time expected at a level: the nearest measured level's times c/c_prev; 0 = unknown."""
@@ -116,23 +125,47 @@ class Bench:
         The n-th level at a concurrency asks the same list on every stack, however the searches came there: that makes
         pairs for a comparison.
         """
-        seed = level_seed(self._plan.seed, self._cell.workload.name, step.concurrency, "level", step.replicate)
-        spec = level_spec(step, self._plan.ramp, seed, self._expected_e2e_s(step.concurrency))
-        return msgspec.structs.replace(spec, workers=self._workers(step.concurrency))
+        if step.rate_per_s is not None:
+            spec = open_spec(step, self._plan, self._cell)
+            return msgspec.structs.replace(spec, workers=self._workers(self._expected_open(step.rate_per_s)))
+        spec = level_spec(
+            step, self._plan.ramp, self._seed(step, step.replicate), self._expected_e2e_s(step.concurrency)
+        )
+        return msgspec.structs.replace(
+            spec,
+            lengths_seed=None if step.lengths_of is None else self._seed(step, step.lengths_of),
+            workers=self._workers(self._expected_closed(step.concurrency)),
+        )
 
-    def _workers(self, concurrency: int) -> int:
-        """As many load processes as the plan says; else as the nearest level's token rate asks for."""
-        if (asked := self._plan.client.workers) is not None:
-            return asked
+    def _seed(self, step: Measure, replicate: int) -> int:
+        return level_seed(self._plan.seed, self._cell.workload.name, step.concurrency, "level", replicate)
+
+    def _workers(self, load: Expected) -> int:
+        """As many load processes as the plan says; else as are needed for this."""
+        asked = self._plan.client.workers
+        return workers_needed(load, usable_cpus()) if asked is None else asked
+
+    def _expected_closed(self, concurrency: int) -> Expected:
+        """As many streams as users, each as fast as at the nearest level."""
         known = [c for c in self._commits() if c.stats.output_tokens_per_s is not None and c.stats.mean_in_flight]
-        each = None
-        if known:
-            nearest = min(known, key=lambda c: abs(c.run.spec.concurrency - concurrency))
-            each = (nearest.stats.output_tokens_per_s or 0.0) / (nearest.stats.mean_in_flight or 1.0)
-        return workers_needed(expected(concurrency, each), usable_cpus())
+        if not known:
+            return expected(concurrency)
+        nearest = min(known, key=lambda c: abs(c.run.spec.concurrency - concurrency))
+        return expected(concurrency, (nearest.stats.output_tokens_per_s or 0.0) / (nearest.stats.mean_in_flight or 1.0))
+
+    def _expected_open(self, rate_per_s: float) -> Expected:
+        """Little's law, with the longest mean time of a request that a level has shown."""
+        lengths = self._plan.workload(self._cell).stats(self._cell.workload.context_tokens)
+        events_per_s = rate_per_s * lengths.output_mean
+        known = [c.stats.e2e_ms.mean for c in self._commits() if c.stats.e2e_ms.mean is not None]
+        if not known:
+            return Expected(events_per_s / USUAL_TOKENS_PER_S, events_per_s)
+        return Expected(rate_per_s * max(known) / 1000, events_per_s)
 
     def expected_seconds(self, spec: LevelSpec) -> float:
         """How long a level will take, for the display."""
+        if spec.is_open:
+            return spec.min_seconds
         each = self._expected_e2e_s(spec.concurrency)
         generations = spec.warmup_generations + spec.requests / spec.concurrency + 1
         return min(spec.max_seconds, spec.ramp_seconds + max(spec.min_seconds, each * generations))
@@ -145,27 +178,15 @@ class Bench:
         first_sample = len(self._samples)
         records: list[RequestRecord] = []
         demanded: list[Request] = []
-        bad = 0
 
         def on_record(record: RequestRecord) -> None:
             self._requests.append(record)
             records.append(record)
             self._progress.record(record)
 
-        slo = self._plan.slo
-        looks = RunningLooks(spec.looks, slo.attainment, spec.alpha)
-
-        def stop_early(record: RequestRecord, place: int) -> str | None:
-            nonlocal bad
-            if spec.purpose == "sentinel":
-                return None
-            good = is_good(record, slo)
-            bad += not good
-            return looks.add(place, good=good) or decided_early(bad, spec.requests, slo)
-
-        load = Load(spec, _remember(self._draws(spec, "measured"), demanded), self._draws(spec, "other"))
+        load = self._load(spec, demanded)
         with _abort_on(died) as abort:
-            run = await self._engine.run(load, on_record=on_record, stop_early=stop_early, abort=abort)
+            run = await self._engine.run(load, on_record=on_record, stop_early=self._stop_early(spec), abort=abort)
         hard_break = await self._hard_break(records, died)
         if hard_break is None:
             await self._settle(died)
@@ -173,6 +194,7 @@ class Bench:
         self._samples_file.sync()
         samples = self._samples[first_sample:]
         stats = level_stats(run, records, samples, self._plan.slo)
+        asked = demanded[: len(records) if spec.is_open else stats.offered]  # more are drawn ahead
         commit = LevelCommitted(
             at_ns=now_ns(),
             cell=self._cell.id,
@@ -183,22 +205,49 @@ class Bench:
             verdict=judge_level(run, stats, records, samples, self._plan.slo, hard_break=hard_break),
             offset=offset,
             length=self._requests.offset - offset,
-            workload_sha256=requests_sha256(demanded[: stats.offered]),  # more are drawn ahead
+            workload_sha256=requests_sha256(asked),
         )
         self._journal.commit(commit)
         return commit
+
+    def _load(self, spec: LevelSpec, demanded: list[Request]) -> Load:
+        """What is sent; the measured requests (of an open level all) are remembered as they are drawn."""
+        if not spec.is_open:
+            return Load(spec, _remember(self._draws(spec, "measured"), demanded), self._draws(spec, "other"))
+        due, requests = open_traffic(spec, self._plan, self._cell)
+        most = self._plan.open_loop.max_in_flight
+        return Load(spec, _remember(requests, demanded), due=due, most_in_flight=most)
+
+    def _stop_early(self, spec: LevelSpec) -> StopEarly:
+        """Ends a level that is decided: by its looks, or by misses that no later request can make good."""
+        slo, bad = self._plan.slo, 0
+        if spec.purpose in _WHOLE:
+            return never
+        looks = None if spec.is_open else RunningLooks(spec.looks, slo.attainment, spec.alpha)
+
+        def stop_early(record: RequestRecord, place: int, of: int | None) -> str | None:
+            nonlocal bad
+            good = is_good(record, slo, from_due=spec.is_open)
+            bad += not good
+            seen = looks.add(place, good=good) if looks is not None else None
+            return seen or (decided_early(bad, of, slo) if of is not None else None)
+
+        return stop_early
 
     def _draws(self, spec: LevelSpec, part: str) -> Iterator[Request]:
         """Stratified draws of the level's size, one after another, each with a seed of its own."""
         workload = self._plan.workload(self._cell)
         context = self._cell.workload.context_tokens
         # A sentinel asks the same lengths each time, of prompts that no cache has seen.
-        sentinel = spec.purpose == "sentinel"
+        known = self._plan.seed if spec.purpose == "sentinel" else spec.lengths_seed
         for number in itertools.count():
-            base = self._plan.seed if sentinel else spec.seed
+            base = spec.seed if known is None else known
             seed = level_seed(base, self._cell.workload.name, spec.concurrency, part, number)
             for request in workload.draw(seed, spec.requests, context):
-                yield _reseeded(request, spec.seed) if sentinel else request
+                if spec.purpose == "prefill":
+                    yield msgspec.structs.replace(request, output_tokens=1)
+                else:
+                    yield request if known is None else _reseeded(request, spec.seed)
 
     async def _hard_break(self, records: list[RequestRecord], died: asyncio.Task[ServerFailure]) -> str | None:
         """Class of the server's death, if it died; refused or reset connections get it a moment to be noticed."""

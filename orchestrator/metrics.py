@@ -272,6 +272,36 @@ def mean_in_flight_audit(records: Sequence[RequestRecord], window: Window) -> fl
     return overlap / (end - start)
 
 
+def in_flight_quantile(records: Sequence[RequestRecord], window: Window, share: float) -> float:
+    """The number of requests in flight that was not exceeded in this share of the window's time."""
+    start, end = window
+    steps = [(max(r.sent_ns, start), 1) for r in records if r.sent_ns < end and r.end_ns > start]
+    steps += [(r.end_ns, -1) for r in records if start < r.end_ns < end and r.sent_ns < end]
+    steps.sort()
+    at = np.array([start, *(at for at, _ in steps), end], np.int64)
+    count = np.concatenate([[0], np.cumsum([step for _, step in steps], dtype=np.int64)])
+    order = np.argsort(count, kind="stable")
+    passed = np.cumsum(np.diff(at)[order])
+    return float(count[order][int(np.searchsorted(passed, share * passed[-1]))])
+
+
+class Flow(NamedTuple):
+    """How an open level went on."""
+
+    in_flight: tuple[float, ...]
+    """Mean in each of so many equal parts of the window."""
+    completed_per_arrival: float
+
+
+def flow(records: Sequence[RequestRecord], window: Window, parts: int) -> Flow:
+    """In-flight over the window, and how many requests ended inside it for each that was due inside it."""
+    edges = np.linspace(window[0], window[1], parts + 1).astype(np.int64).tolist()
+    due = sum(_in(r.due_ns, window) for r in records)
+    ended = sum(r.failure is None and _in(r.end_ns, window) for r in records)
+    means = tuple(mean_in_flight_audit(records, part) for part in itertools.pairwise(edges))
+    return Flow(means, ended / due if due else 1.0)
+
+
 def _in(at_ns: int, window: Window) -> bool:
     return window[0] < at_ns <= window[1]
 
@@ -374,7 +404,7 @@ class _Rates(NamedTuple):
     good: float | None
 
 
-def _rates(records: Sequence[RequestRecord], window: Window | None, slo: Slo) -> _Rates:
+def _rates(records: Sequence[RequestRecord], window: Window | None, slo: Slo, *, from_due: bool) -> _Rates:
     if window is None:
         return _Rates(None, None, None, None)
     length_s = seconds(window[1] - window[0])
@@ -384,22 +414,22 @@ def _rates(records: Sequence[RequestRecord], window: Window | None, slo: Slo) ->
         output_tokens=None if output is None else output / length_s,
         prompt_tokens=None if prompt is None else prompt / length_s,
         requests=len(completed) / length_s,
-        good=sum(is_good(r, slo) for r in completed) / length_s,
+        good=sum(is_good(r, slo, from_due=from_due) for r in completed) / length_s,
     )
 
 
-def level_stats(
-    run: LevelRun, records: Sequence[RequestRecord], samples: Sequence[Sample], slo: Slo, *, from_due: bool = False
-) -> LevelStats:
+def level_stats(run: LevelRun, records: Sequence[RequestRecord], samples: Sequence[Sample], slo: Slo) -> LevelStats:
     """Every number of a level from its records (all phases) and the samples taken meanwhile.
 
-    `from_due` judges the schedule-based twins, for an open loop.
+    Of an open level the schedule-based twins are judged.
     """
+    from_due = run.spec.is_open
     measured = measured_records(records)
     window = steady_window(run)
     good = sum(is_good(r, slo, from_due=from_due) for r in measured)
     failures = Counter(r.failure.kind for r in measured if r.failure is not None)
-    rates, engine, memory = _rates(records, window, slo), _engine(samples, window), memory_peak(samples)
+    rates = _rates(records, window, slo, from_due=from_due)
+    engine, memory = _engine(samples, window), memory_peak(samples)
     length_s = 0.0 if window is None else seconds(window[1] - window[0])
     return LevelStats(
         offered=len(measured),
@@ -422,12 +452,23 @@ def level_stats(
         mean_in_tokens=_mean([r.in_tokens for r in measured if r.in_tokens is not None]),
         mean_out_tokens=_mean([r.out_tokens for r in measured if r.failure is None and r.out_tokens is not None]),
         clamped=sum(r.clamped for r in measured),
+        kv_use_p99=_kv_p99(samples, window) if from_due else None,
+        in_flight_p95=in_flight_quantile(records, window, 0.95) if window and from_due else None,
         cached_tokens=_total([r.cached_tokens for r in measured if r.cached_tokens is not None]),
+        drain_s=_drain_s(run, records, samples),
         drained_late=_drained_late(run, measured),
         memory_peak_bytes=memory[0] if memory else None,
         memory_source=memory[1] if memory else None,
         **engine._asdict(),
     )
+
+
+def _kv_p99(samples: Sequence[Sample], window: Window | None) -> float | None:
+    """Nearest rank over the samples; None where the engine does not report it."""
+    if window is None:
+        return None
+    values = Series.of(samples, "engine", "kv_use").within(window).values
+    return percentile(np.sort(values), 9900) if len(values) else None
 
 
 def _use_at_target(measured: Sequence[RequestRecord], slo: Slo, *, from_due: bool) -> float | None:
@@ -436,6 +477,18 @@ def _use_at_target(measured: Sequence[RequestRecord], slo: Slo, *, from_due: boo
         return None
     used = sorted(slo_use(r, slo, from_due=from_due) for r in measured)
     return _finite(percentile(used, max(1, round(10_000 * slo.attainment))))
+
+
+def _drain_s(run: LevelRun, records: Sequence[RequestRecord], samples: Sequence[Sample]) -> float | None:
+    """None where nothing was sent."""
+    if not records:
+        return None
+    busy = [
+        s.at_ns
+        for s in samples
+        if s.source == "engine" and s.values.get("running", 0.0) + s.values.get("waiting", 0.0) > 0
+    ]
+    return seconds(max([run.ended_ns, *busy[-1:]]) - max(r.sent_ns for r in records))
 
 
 def _drained_late(run: LevelRun, measured: Sequence[RequestRecord]) -> int:

@@ -134,7 +134,22 @@ class RequestRecord(Record, frozen=True, kw_only=True):
 
 # --- a level ----------------------------------------------------------------------------------------------------
 
-Purpose = Literal["baseline", "sentinel", "ladder", "bracket", "bisect", "confirm", "confirm-break", "load"]
+Purpose = Literal[
+    "baseline",
+    "sentinel",
+    "ladder",
+    "bracket",
+    "bisect",
+    "confirm",
+    "confirm-break",
+    "load",
+    "prefill",
+    "rate",
+    "confirm-rate",
+    "replay",
+    "recovery",
+    "soak",
+]
 
 
 class LevelSpec(Record, frozen=True, kw_only=True):
@@ -160,11 +175,15 @@ class LevelSpec(Record, frozen=True, kw_only=True):
     """Unmeasured requests keep the load up for at most this long after the last measured issue."""
     deadline_seconds: float
     """A request unfinished this long after it was sent has failed (timeout)."""
+    lengths_seed: int | None = None
+    """Seed of the lengths where they are those of an earlier level; the prompts are its own all the same."""
     think_seconds: float = 0.0
     """A user's pause between an answer and its next request."""
     rate_per_s: float | None = None
     """Open loop: mean rate at which requests are due; `concurrency` is 0 then, and of those due the last `requests` are
     measured."""
+    arrivals: str = ""
+    """Open loop: how they come: ``poisson``, or what is replayed."""
     drain_seconds: float | None = None
     """Open loop: what is unfinished so long after the last request was due has failed; None = no such limit."""
     sessions_per_s: float | None = None
@@ -177,6 +196,11 @@ class LevelSpec(Record, frozen=True, kw_only=True):
     workers: int = 1
     """Processes that load."""
 
+    @property
+    def is_open(self) -> bool:
+        """Requests come when they are due; their times count from then."""
+        return self.rate_per_s is not None
+
 
 class ClientHealth(Record, frozen=True, kw_only=True):
     """loadproof watching itself during a level."""
@@ -188,6 +212,8 @@ class ClientHealth(Record, frozen=True, kw_only=True):
     wall_s: float
     kernel_share: float
     """Share of requests whose stamps come from the kernel."""
+    read_backlog_ms_p99: float | None = None
+    """How long bytes had waited in their socket when they were read; None = not told."""
     workers: int = 1
     """Processes that loaded; lags are those of the worst of them."""
     sent: int = 0
@@ -258,6 +284,8 @@ class LevelStats(Record, frozen=True, kw_only=True):
     mean_out_tokens: float | None
     clamped: int = 0
     cached_tokens: int | None = None
+    drain_s: float | None = None
+    """From the last request that was sent, of any phase, until nothing was under way by the engine's own count too."""
     drained_late: int = 0
     """Measured requests that finished after the load was no longer held."""
     preemptions: float | None = None
@@ -267,6 +295,10 @@ class LevelStats(Record, frozen=True, kw_only=True):
     running_mean: float | None = None
     running_max: float | None = None
     waiting_mean: float | None = None
+    kv_use_p99: float | None = None
+    """Of an open level, as the next one."""
+    in_flight_p95: float | None = None
+    """In-flight that was not exceeded in 95 % of the time of the steady window."""
     memory_peak_bytes: int | None = None
     """Largest memory of the server seen during the level: GPU memory, else container memory, else PSS of its tree."""
     memory_source: str | None = None
@@ -352,6 +384,8 @@ class ServerRecord(Record, frozen=True, kw_only=True):
     env: dict[str, str] = {}
     secret_env: tuple[str, ...] = ()
     """Names only."""
+    context_tokens: int | None = None
+    """Longest request that it was told to serve; less than the plan's where the start was shrunk."""
     pid: int | None = None
     pid_started: float | None = None
     """Start time of the pid as the kernel tells it (psutil create_time, s since the epoch): pids are reused."""
@@ -376,6 +410,8 @@ class ServerFailure(Record, frozen=True, kw_only=True):
     evidence: tuple[str, ...] = ()
     exit_code: int | None = None
     oom_killed: bool | None = None
+    fits_tokens: int | None = None
+    """The context that the server says would fit."""
 
 
 # --- what was predicted ------------------------------------------------------------------------------------------
@@ -419,6 +455,14 @@ class Predicted(Record, frozen=True, kw_only=True):
 # --- what the plan asked for ------------------------------------------------------------------------------------
 
 
+class Demand(Record, frozen=True, kw_only=True):
+    """What a launch needs; None = it does not say."""
+
+    users: int | None = None
+    rate_per_s: float | None = None
+    """Mean rate of the expected traffic, requests per second."""
+
+
 class AskedCell(Record, frozen=True, kw_only=True):
     """One cell as the plan resolved it: what a reader must know without the plan's models, traces and secrets."""
 
@@ -438,8 +482,12 @@ class AskedCell(Record, frozen=True, kw_only=True):
     workload_source: str = ""
     mean_prompt_tokens: float | None = None
     mean_output_tokens: float | None = None
+    frontier_prompt_tokens: int | None = None
+    """Length of every prompt of a cell on the frontier; None = the cell is not on it."""
     lengths_forced: bool = True
     """The dialect can demand an exact output length."""
+    signable: bool = True
+    """False: constant lengths, which no service has."""
     search: dict[str, Any] = {}
     """`orchestrator.judge.search.SearchRules` as plain values."""
     notes: tuple[str, ...] = ()
@@ -456,6 +504,7 @@ class Asked(Record, frozen=True, kw_only=True):
     slo: Slo = Slo()
     cells: tuple[AskedCell, ...] = ()
     budget_minutes: float | None = None
+    demand: Demand = Demand()
 
 
 # --- the journal ------------------------------------------------------------------------------------------------

@@ -65,14 +65,14 @@ NEEDED = least_n_eff(P95, two_sided=True, alpha=ALPHA)
 def certainty(run: LevelRun, records: Sequence[RequestRecord], slo: Slo, arrivals: Arrivals | None) -> Certainty:
     """The intervals of a level, from its records of all phases and the arrivals of its output tokens."""
     measured = measured_records(records)
-    good, size = per_batch([is_good(r, slo) for r in measured])
+    good, size = per_batch([is_good(r, slo, from_due=run.spec.is_open) for r in measured])
     share = attainment_bounds(good, size, ALPHA / 2) if size else None
     return Certainty(
         attainment=Estimate(value=share.observed, lower=share.lower, upper=share.upper, n_eff=share.n_eff)
         if share
         else Estimate(),
         design_effect=share.design_effect if share else None,
-        ttft_p95_ms=_p95(ttft_values_ms(measured)),
+        ttft_p95_ms=_p95(ttft_values_ms(measured, from_due=run.spec.is_open)),
         tpot_p95_ms=_p95(tpot_values_ms(measured)),
         output_tokens_per_s=_throughput(run, arrivals),
     )

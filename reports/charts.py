@@ -58,21 +58,22 @@ _CONFIG = alt.Config(
 class Mark(NamedTuple):
     """One level in a chart."""
 
-    concurrency: int
+    at: float
+    """Concurrent users, or requests per second."""
     value: float | None
     """None = no value, because too many requests failed: drawn at the upper edge."""
     word: str
     """PASS, FAIL, UNDECIDED or INVALID."""
     on_line: bool
-    """The latest valid level at its concurrency."""
+    """The latest valid level there."""
 
 
 class Curve(NamedTuple):
     """One deployment in a chart."""
 
     marks: tuple[Mark, ...]
-    bracket: tuple[int, int] | None
-    """Highest level that held, lowest that broke."""
+    bracket: tuple[float, float] | None
+    """Highest that held, lowest that broke."""
     slot: int
     """Which colour and dash; the same in every chart of a report."""
 
@@ -95,6 +96,19 @@ def concurrency_chart(
     curves: Sequence[Curve], *, title: str, unit: str, described: str, limit: float | None = None, share: bool = False
 ) -> Markup:
     """One quantity against concurrency, a line for each deployment, its limit and the brackets of the breaks."""
+    x = _concurrency_axis([round(mark.at) for curve in curves for mark in curve.marks])
+    return _quantity_chart(curves, x, title=title, unit=unit, described=described, limit=limit, share=share)
+
+
+def rate_chart(curves: Sequence[Curve], *, title: str, described: str, limit: float) -> Markup:
+    """The share of good requests against the rate of an open loop, a line for each way of arriving."""
+    x = _rate_axis([mark.at for curve in curves for mark in curve.marks])
+    return _quantity_chart(curves, x, title=title, unit="good requests", described=described, limit=limit, share=True)
+
+
+def _quantity_chart(
+    curves: Sequence[Curve], x: alt.X, *, title: str, unit: str, described: str, limit: float | None, share: bool
+) -> Markup:
     values = [mark.value for curve in curves for mark in curve.marks if mark.value is not None]
     shown = [value for value in [*values, limit] if value is not None]
     log = not share and _spread(shown) > 20
@@ -114,7 +128,6 @@ def concurrency_chart(
             grid=True,
         ),
     )
-    x = _concurrency_axis([mark.concurrency for curve in curves for mark in curve.marks])
     layers = [_limit_layer(limit, y)] if limit is not None else []
     layers += _curve_layers(curves, x, y, high)
     layers += _bracket_layers(curves, x, strip)
@@ -132,7 +145,7 @@ def _curve_layers(curves: Sequence[Curve], x: alt.X, y: alt.Y, high: float) -> l
     scale = _colours(curves)
     rows = [
         {
-            "c": mark.concurrency,
+            "c": mark.at,
             "y": high if mark.value is None else min(mark.value, high),
             "word": mark.word,
             "s": position,
@@ -216,7 +229,7 @@ def memory_chart(
     labels = [
         {"t": (band["t"] + band["t2"]) / 2, "text": str(band["c"])}
         for band in bands
-        if (band["t2"] - band["t"]) / (end_s / per) * WIDTH >= 8 * len(str(band["c"]))
+        if band["c"] and (band["t2"] - band["t"]) / (end_s / per) * WIDTH >= 8 * len(str(band["c"]))
     ]
     if labels:
         text = _chart(labels).mark_text(color=_MUTED, fontSize=11, baseline="top")
@@ -331,6 +344,16 @@ def _concurrency_axis(levels: Sequence[int]) -> alt.X:
             format="d",
             grid=False,
         ),
+    )
+
+
+def _rate_axis(rates: Sequence[float]) -> alt.X:
+    highest = max(rates, default=1.0) or 1.0
+    return alt.X(
+        "c:Q",
+        title="requests per second",
+        scale=alt.Scale(domain=[0, highest * 1.06], nice=False),
+        axis=alt.Axis(tickCount=8, format="~r", grid=False),
     )
 
 

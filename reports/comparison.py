@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from orchestrator.errors import JournalError
-from orchestrator.judge.compare import equivalence, holm, log_ratio, log_ratios
+from orchestrator.judge.compare import equivalence, holm, log_ratio, log_ratios, pairs_needed
+from orchestrator.judge.steps import SEARCHING
 from orchestrator.records import AskedCell
 from reports.certainty import Estimate
 from reports.result import CellResult, LevelResult, Result
@@ -58,6 +59,8 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     """Of two one-sided tests against the margin."""
     word: Word
     why: str
+    pairs_needed: int | None = None
+    """Pairs that would give an interval of +- the margin, with the scatter that was seen."""
 
 
 class PairedLevel(msgspec.Struct, frozen=True, kw_only=True):
@@ -238,9 +241,13 @@ def _plain(value: object) -> str:
 
 
 def pairs(a: CellResult, b: CellResult) -> list[tuple[LevelResult, LevelResult]]:
-    """Levels with the same list at the same concurrency, by concurrency, then in the order of measuring A."""
-    theirs = {_list(level): level for level in b.levels}
-    return [(level, other) for level in a.levels if (other := theirs.get(_list(level))) is not None]
+    """Levels with the same list at the same concurrency, by concurrency, then in the order of measuring A.
+
+    Those of the search: a sentinel looks for drift, and what follows a break or lasts for hours is another question.
+    """
+    theirs = {_list(level): level for level in b.levels if level.purpose in SEARCHING}
+    own = (level for level in a.levels if level.purpose in SEARCHING)
+    return [(level, other) for level in own if (other := theirs.get(_list(level))) is not None]
 
 
 def _list(level: LevelResult) -> tuple[int, int, str]:
@@ -325,6 +332,10 @@ def _claim(metric: _Metric, used: Sequence[tuple[LevelResult, LevelResult]]) -> 
         word="not decided",
         why="no value in both runs at one concurrency",
     )
+    if len(values) < len(used):
+        # Of the pairs that are left one would be told only how they do where they do well.
+        lost = f"{len(used) - len(values)} of {len(used)} pairs have no value on one side"
+        return msgspec.structs.replace(claim, ratio=None, why=f"{lost}: too many requests failed, or it is not told")
     if len(values) == 1:
         return _within_runs(claim)
     if not values:
@@ -332,8 +343,21 @@ def _claim(metric: _Metric, used: Sequence[tuple[LevelResult, LevelResult]]) -> 
     found, same = log_ratio(a, b, ALPHA), equivalence(log_ratios(a, b), metric.margin)
     means = [Estimate(value=math.exp(sum(map(math.log, side)) / len(side))) for side in (a, b)]
     return msgspec.structs.replace(
-        claim, a=means[0], b=means[1], lower=found.lower, upper=found.upper, p=found.p, p_equivalent=same.p
+        claim,
+        a=means[0],
+        b=means[1],
+        lower=found.lower,
+        upper=found.upper,
+        p=found.p,
+        p_equivalent=same.p,
+        pairs_needed=_pairs_needed(found.deviation, metric.margin),
     )
+
+
+def _pairs_needed(deviation: float, margin: float) -> int | None:
+    """None where the runs agree to the digit, or scatter so much that no number of pairs is practical."""
+    half_width = math.log1p(margin)
+    return pairs_needed(deviation, half_width, ALPHA) if 0 < deviation < 20 * half_width else None
 
 
 def _within_runs(claim: Claim) -> Claim:
@@ -395,6 +419,10 @@ def _adjusted(cells: Sequence[CellComparison]) -> Iterator[CellComparison]:
 def _decided(claim: Claim, p_adjusted: float) -> Claim:
     word: Word = "not decided"
     why = f"{claim.pairs} pairs do not tell them apart, nor show them within {claim.margin or 0:.0%}"
+    if claim.pairs_needed is not None and claim.pairs_needed > claim.pairs:
+        why += (
+            f"; with this scatter about {claim.pairs_needed} pairs give an interval of \u00b1 {claim.margin or 0:.0%}"
+        )
     if claim.p_equivalent is not None and claim.p_equivalent < ALPHA:
         word, why = "no different", f"{claim.pairs} pairs show them within {claim.margin or 0:.0%}"
     elif p_adjusted < ALPHA:

@@ -9,7 +9,7 @@ import msgspec
 
 from reports.comparison import Comparison, Side, comparison
 from reports.result import CellResult, Result
-from reports.sections.decision import broke_at, headline
+from reports.sections.decision import broke_at, in_short
 
 GateWord = Literal["SIGNED", "PROVISIONAL", "REFUSED", "UNDECIDED"]
 
@@ -39,7 +39,7 @@ _WORST: tuple[GateWord, ...] = ("REFUSED", "UNDECIDED", "PROVISIONAL", "SIGNED")
 
 def gate(found: Result, baseline: Result | None = None, under_test: Sequence[str] = ()) -> Gate:
     """The word of a run. Raises JournalError where the baseline is not comparable."""
-    cells = tuple(GateCell(cell=cell.asked.cell, word=word(cell), why=headline(cell)) for cell in found.cells)
+    cells = tuple(GateCell(cell=cell.asked.cell, word=word(cell), why=in_short(cell)) for cell in found.cells)
     regressions: tuple[str, ...] = ()
     unmatched: tuple[str, ...] = ()
     if baseline is not None:
@@ -60,7 +60,8 @@ def word(cell: CellResult) -> GateWord:
     """The verdict; UNDECIDED where nothing was shown, neither that it holds nor that it breaks."""
     if cell.verdict.verdict != "REFUSED":
         return cell.verdict.verdict
-    return "REFUSED" if cell.incidents or broke_at(cell) is not None or _unstable(cell) else "UNDECIDED"
+    shown = cell.verdict.c_ok is not None or cell.incidents or broke_at(cell) is not None or _unstable(cell)
+    return "REFUSED" if shown else "UNDECIDED"
 
 
 def _unstable(cell: CellResult) -> bool:

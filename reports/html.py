@@ -21,7 +21,7 @@ from reports.charts import colour_variable, dash, unchecked
 from reports.comparison import Comparison
 from reports.result import Result, result, write_derived
 from reports.run import read_run
-from reports.sections import belief, bill, bought, breaks, decision, lengths, repeat, times, versus
+from reports.sections import arrivals, belief, bill, bought, breaks, decision, frontier, lengths, repeat, times, versus
 from reports.sections.glossary import TERMS
 
 _PLAN_CHARACTERS = 64 * 1024
@@ -101,7 +101,9 @@ def render(found: Result, plan_text: str) -> str:
         everywhere=decision.missing_everywhere(cards),
         comparisons=bought.comparisons(found.cells),
         accounts=bill.accounts(found.cells),
+        frontier=frontier.frontier(found),
         ladders=breaks.ladders(found),
+        arrivals=arrivals.arrivals(found),
         traffic=lengths.workloads(found),
         times=times.lines(found),
         incidents=[(cell.asked, incident) for cell in found.cells for incident in cell.incidents],

@@ -15,13 +15,17 @@ import msgspec
 from orchestrator.clock import NS_PER_S
 from orchestrator.errors import HostError, JournalError
 from orchestrator.journal import RunFiles, hash_files, sha256
+from orchestrator.judge.gaps import Shrunk
 from orchestrator.judge.level import judge_level
 from orchestrator.judge.margin import CellVerdict, cell_verdict
-from orchestrator.judge.search import Outcome, SearchRules, Stop, next_step
+from orchestrator.judge.search import Measure, Outcome, Progress, SearchRules, progress
+from orchestrator.judge.soak import Soak, soak_of
 from orchestrator.metrics import Series, level_stats, measured_records, output_arrivals, steady_window
 from orchestrator.records import (
+    Asked,
     AskedCell,
     ClientHealth,
+    Demand,
     LevelCommitted,
     LevelRun,
     LevelStats,
@@ -58,6 +62,10 @@ class LevelResult(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int
     concurrency: int
     purpose: Purpose
+    rate_per_s: float | None
+    """Of an open level: mean rate at which requests were due; its concurrency is 0, and its times count from due."""
+    arrivals: str
+    """Of an open level: how they came."""
     seed: int
     started_s: float
     ended_s: float
@@ -82,6 +90,8 @@ class LevelResult(msgspec.Struct, frozen=True, kw_only=True):
     power_w: float | None
     """Mean power of the cards over the steady window, where NVML tells it."""
     energy_j_per_output_token: float | None
+    soak: Soak | None
+    """What a soak showed over its time; None = it is no soak."""
 
 
 class Bill(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,8 +137,10 @@ class CellResult(msgspec.Struct, frozen=True, kw_only=True):
     hardware: Hardware
     levels: tuple[LevelResult, ...]
     """By concurrency, then in the order of measuring."""
+    checks: tuple[LevelResult, ...]
+    """The levels of the open-loop check in the order of measuring: prefill probe, rates, replays."""
     unfinished_concurrency: int | None
-    """The level that was under way when the run ended."""
+    """The level that was under way when the run ended; 0 = an open one."""
     servers: tuple[ServerRecord, ...]
     """One for each attempt that started one; the last is the one that counts."""
     bill: Bill
@@ -137,6 +149,13 @@ class CellResult(msgspec.Struct, frozen=True, kw_only=True):
     timeline: Timeline
     traffic: Traffic
     incidents: tuple[Incident, ...]
+    shrunk_to: int | None = None
+    """Context that it was served with, tokens, where that is less than was asked."""
+
+    @property
+    def cut_to(self) -> int | None:
+        """`shrunk_to`, if some requests were longer: then it was asked less than the plan says, and than others."""
+        return self.shrunk_to if any(level.stats.clamped for level in self.levels) else None
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -179,6 +198,8 @@ def _level(level: Level, started_ns: int, watched: Sequence[Sample], slo: Slo, c
         attempt=commit.attempt,
         concurrency=run.spec.concurrency,
         purpose=run.spec.purpose,
+        rate_per_s=run.spec.rate_per_s,
+        arrivals=run.spec.arrivals,
         seed=run.spec.seed,
         started_s=round((run.started_ns - started_ns) / NS_PER_S, 3),
         ended_s=round((run.ended_ns - started_ns) / NS_PER_S, 3),
@@ -197,6 +218,7 @@ def _level(level: Level, started_ns: int, watched: Sequence[Sample], slo: Slo, c
         tokens_from=tuple(sorted({r.tokens_from for r in records if r.failure is None})),
         power_w=power,
         energy_j_per_output_token=power / rate if power is not None and rate else None,
+        soak=soak_of(run, records, samples) if run.spec.purpose == "soak" else None,
     )
 
 
@@ -231,26 +253,44 @@ def _agrees(commit: LevelCommitted, records: Sequence[RequestRecord], samples: S
 # --- verdict ----------------------------------------------------------------------------------------------------
 
 
-def _stop(cell: Cell) -> Stop | None:
-    """How the search of the cell ended, by replaying it; None while a step is left, or where its rules are not known.
+def _progress(cell: Cell) -> Progress | None:
+    """How far the cell came, by replaying its search; None where its rules are not known.
 
     Raises JournalError if this version's search would have taken other steps.
     """
     if not cell.asked.search:
         return None
     history = [Outcome.of(level.commit.run, level.commit.stats, level.commit.verdict) for level in cell.history]
-    step = next_step(history, msgspec.convert(cell.asked.search, SearchRules))
-    return step if isinstance(step, Stop) else None
+    return progress(history, msgspec.convert(cell.asked.search, SearchRules))
 
 
-def _verdict(cell: Cell, stop: Stop | None, slo: Slo) -> CellVerdict:
+def _verdict(cell: Cell, come: Progress | None, slo: Slo, demand: Demand, soak: Soak | None) -> CellVerdict:
     return cell_verdict(
         [(level.commit.run, level.commit.stats, level.commit.verdict) for level in cell.history],
-        stop,
+        come.so_far if come else None,
         slo,
         lengths_forced=cell.asked.lengths_forced,
         failure=cell.finished.failure if cell.finished else None,
+        rules=msgspec.convert(cell.asked.search, SearchRules) if cell.asked.search else None,
+        pending=come.step if come and isinstance(come.step, Measure) else None,
+        demand=demand,
+        signable=cell.asked.signable,
+        soak=soak,
+        shrunk=_shrunk(cell),
     )
+
+
+def _soak(levels: Sequence[LevelResult]) -> Soak | None:
+    """What the last valid soak showed."""
+    found = [level for level in levels if level.soak is not None and level.verdict.valid]
+    return max(found, key=lambda level: level.level).soak if found else None
+
+
+def _shrunk(cell: Cell) -> Shrunk | None:
+    """The context that was served, where it is less than the plan asked."""
+    asked, server = cell.asked.context_tokens, cell.server
+    served = server.context_tokens if server is not None else None
+    return Shrunk(asked, served) if served is not None and (asked is None or served < asked) else None
 
 
 # --- memory -----------------------------------------------------------------------------------------------------
@@ -384,21 +424,26 @@ def _ledger(cell: Cell, watched: dict[int, list[Sample]], levels: Sequence[Level
     return ledger(attempt, watched[attempt.number], own, {level.level: level.kv_held_tokens for level in levels})
 
 
-def _cell(cell: Cell, slo: Slo, host: Mapping[str, object], lessons: dict[str, Lesson]) -> CellResult:
+def _cell(cell: Cell, asked: Asked, host: Mapping[str, object], lessons: dict[str, Lesson]) -> CellResult:
     watched = {attempt.number: attempt.samples() for attempt in cell.attempts}
     started = {attempt.number: attempt.started_ns for attempt in cell.attempts}
     timeline = _timeline(cell, watched)
     counted = Counted()
     levels = tuple(
-        _level(level, started[level.commit.attempt], watched[level.commit.attempt], slo, counted)
+        _level(level, started[level.commit.attempt], watched[level.commit.attempt], asked.slo, counted)
         for level in cell.levels
     )
+    checks = tuple(
+        _level(level, started[level.commit.attempt], watched[level.commit.attempt], asked.slo, Counted())
+        for level in cell.checks
+    )
     try:
-        stop = _stop(cell)
-        search = stop.why if stop else ""
+        come = _progress(cell)
+        search = come.so_far.why if come and come.so_far else ""
     except JournalError as error:
-        stop, search = None, str(error)
+        come, search = None, str(error)
     life = _ledger(cell, watched, levels)
+    shrunk = _shrunk(cell)
     bill = reconcile(cell.asked.predicted, cell.asked.unpredicted, cell.server, life, lessons)
     if bill.key and (lesson := lesson_of(bill)):
         lessons.setdefault(bill.key, lesson)
@@ -406,10 +451,11 @@ def _cell(cell: Cell, slo: Slo, host: Mapping[str, object], lessons: dict[str, L
         asked=cell.asked,
         outcome=_outcome(cell),
         note=cell.finished.note if cell.finished else "",
-        verdict=_verdict(cell, stop, slo),
+        verdict=_verdict(cell, come, asked.slo, asked.demand, _soak(levels)),
         search=search,
         hardware=_hardware(cell, timeline, host),
         levels=levels,
+        checks=checks,
         unfinished_concurrency=cell.unfinished.concurrency if cell.unfinished else None,
         servers=tuple(attempt.server for attempt in cell.attempts if attempt.server is not None),
         bill=_bill(cell.server, timeline),
@@ -418,6 +464,7 @@ def _cell(cell: Cell, slo: Slo, host: Mapping[str, object], lessons: dict[str, L
         timeline=timeline,
         traffic=traffic(counted, cell.asked),
         incidents=tuple(_incidents(cell)),
+        shrunk_to=shrunk.served if shrunk is not None else None,
     )
 
 
@@ -444,7 +491,7 @@ def result(run: Run) -> Result:
         host=dict(sorted(opened.host.items())),
         plan_sha256=opened.plan_sha256,
         overrides=opened.overrides,
-        cells=tuple(_cell(cell, run.asked.slo, opened.host, lessons) for cell in run.cells),
+        cells=tuple(_cell(cell, run.asked, opened.host, lessons) for cell in run.cells),
         files={name: digest for name, digest in hash_files(run.path) if _is_raw(name)},
     )
 

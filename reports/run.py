@@ -13,6 +13,7 @@ from pathlib import Path
 
 from orchestrator.errors import JournalError
 from orchestrator.journal import RunFiles, read_events, read_records, read_samples
+from orchestrator.judge.steps import CHECKING
 from orchestrator.records import (
     AnyEvent,
     Asked,
@@ -94,6 +95,8 @@ class Cell:
     attempts: tuple[Attempt, ...] = ()
     levels: tuple[Level, ...] = ()
     """By concurrency, then in the order in which they were measured."""
+    checks: tuple[Level, ...] = ()
+    """The levels of the open-loop check, in that order."""
     unfinished: LevelSpec | None = None
     """The level that was under way when the run ended."""
     finished: CellFinished | None = None
@@ -101,7 +104,7 @@ class Cell:
     @property
     def history(self) -> tuple[Level, ...]:
         """The levels in the order in which they were measured."""
-        return tuple(sorted(self.levels, key=lambda level: level.commit.level))
+        return tuple(sorted((*self.levels, *self.checks), key=lambda level: level.commit.level))
 
     @property
     def server(self) -> ServerRecord | None:
@@ -180,7 +183,8 @@ def _cell(run: Path, name: str, asked: AskedCell | None, events: Sequence[AnyEve
     return Cell(
         asked=asked,
         attempts=attempts,
-        levels=tuple(Level(run, commit) for commit in levels),
+        levels=tuple(Level(run, commit) for commit in levels if commit.run.spec.purpose not in CHECKING),
+        checks=tuple(Level(run, commit) for commit in commits if commit.run.spec.purpose in CHECKING),
         unfinished=_unfinished(events),
         finished=next((event for event in reversed(events) if isinstance(event, CellFinished)), None),
     )

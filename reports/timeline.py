@@ -29,7 +29,7 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
     start_s: float
     end_s: float
     concurrency: int
-    """Users of the level; 0 = the life of a server."""
+    """Users of the level; 0 = the life of a server, or an open level."""
 
 
 class Timeline(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ import msgspec
 from orchestrator.records import Prompt
 
 LaunchKind = Literal["docker", "process", "external"]
+OnNoRoom = Literal["fail", "shrink_context"]
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +45,9 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     tensor_parallel: int = 1
     context_tokens: int | None = None
     """Longest prompt plus output of one request (max_model_len)."""
+    on_no_room: OnNoRoom = "fail"
+    """What to do where the KV cache has no room for one request of that length: the failure is the result, or the
+    server is started again with the length that it says would fit."""
     max_concurrency: int | None = None
     """The engine's own cap on running requests (max_num_seqs, slots, max_running_requests)."""
     max_batched_tokens: int | None = None
@@ -185,6 +189,8 @@ class FoundFailure(NamedTuple):
     failure_class: str
     line: str
     remedy: str
+    fits_tokens: int | None = None
+    """The context that would fit, where the line says it."""
 
 
 class Stack(ABC):
@@ -203,6 +209,8 @@ class Stack(ABC):
     wires: ClassVar[tuple[type[Wire], ...]]
     """Dialects it speaks, the preferred one first."""
     metrics_path: ClassVar[str | None] = "/metrics"
+    tells_what_fits: ClassVar[bool] = False
+    """A start that has no room for the context says which context would fit."""
     start_timeout_s: ClassVar[float] = 900.0
 
     @abstractmethod
@@ -248,6 +256,10 @@ class Stack(ABC):
 
     def version_note(self, version: str | None) -> str | None:
         """A warning if a release lies outside of those that are known, so that its lines and metrics may be unknown."""
+        return None
+
+    def path_note(self, deployment: Deployment, facts: Mapping[str, float | str]) -> str | None:
+        """A sentence if the log's facts show another way of computing than the settings ask for."""
         return None
 
     def notes(self, deployment: Deployment) -> list[str]:

@@ -52,11 +52,14 @@ FACTS = (
     ),
 )
 _BUILD = re.compile(r"build(?:_info)?:? (?P<build>b?\d+ ?[-(]\w+)")
+_BUILD_NUMBER = re.compile(r"b?(\d{3,})(?=\D|$)")
+NEWEST_BUILD = 11549
+"""The newest build whose lines and metrics were read."""
 _CONTEXT = re.compile(r"constructing llama_context")
 _WEIGHTS = re.compile(r"load_tensors:\s+(?P<part>\S+)(?: model)? buffer size =\s*(?P<mib>[\d.]+) MiB")
 _KV_BUFFER = re.compile(r":\s+(?P<part>\S+) KV buffer size =\s*(?P<mib>[\d.]+) MiB")
 _KV_CELLS = re.compile(r"size =\s*[\d.]+ MiB \(\s*(?P<cells>\d+) cells,.*?\d+(?:/(?P<streams>\d+))? seqs\)")
-_LAYERS = re.compile(r"offloaded (?P<n>\d+)/\d+ layers to GPU")
+_LAYERS = re.compile(r"offloaded (?P<n>\d+)/(?P<all>\d+) layers to GPU")
 _LOADED = re.compile(r"(?P<min>\d+)\.(?P<s>\d+)\.(?P<ms>\d+)\.\d+ I .*(?:model loaded|listening on http)")
 
 FAILURES = (
@@ -258,6 +261,16 @@ class LlamaCpp(DataSheet):
 
     # --- what it says -------------------------------------------------------------------------------------------
 
+    def version_note(self, version: str | None) -> str | None:
+        """Builds are numbered one after another, several a day, so only those after the known ones are unknown."""
+        found = _BUILD_NUMBER.match(version or "")
+        if found is None or int(found[1]) <= NEWEST_BUILD:
+            return None
+        return (
+            f"{self.title} build {found[1]} is newer than what is known (up to {NEWEST_BUILD}): "
+            "a log line or a metric that it has renamed is shown as not reported."
+        )
+
     def log_facts(self, lines: Sequence[str]) -> dict[str, float | str]:
         builds = [found["build"] for line in lines if (found := _BUILD.search(line))]
         version: dict[str, float | str] = {"version": builds[-1].replace(" (", "-")} if builds else {}
@@ -277,6 +290,16 @@ class LlamaCpp(DataSheet):
 
     def _weight_notes(self, deployment: Deployment) -> list[str]:
         return []
+
+    def path_note(self, deployment: Deployment, facts: Mapping[str, float | str]) -> str | None:
+        on_card, layers = facts.get("gpu_layers"), facts.get("layers")
+        if not deployment.gpus or not isinstance(on_card, float):
+            return None
+        if on_card == 0.0:
+            return "A GPU was asked for, and no layer is on it: the CPU computes everything (wrong build?)."
+        if isinstance(layers, float) and on_card < layers:
+            return f"Only {on_card:.0f} of {layers:.0f} layers are on the card; the CPU computes the rest."
+        return None
 
     def notes(self, deployment: Deployment) -> list[str]:
         found = super().notes(deployment)
@@ -354,8 +377,10 @@ def _weight_facts(lines: Sequence[str]) -> dict[str, float | str]:
     facts: dict[str, float | str] = {"weights_bytes": sum(device)}
     if host:
         facts["host_weights_bytes"] = sum(host)
-    layers = [float(found["n"]) for line in lines if (found := _LAYERS.search(line))]
-    return {**facts, "gpu_layers": layers[-1]} if layers else facts
+    layers = [found for line in lines if (found := _LAYERS.search(line))]
+    if not layers:
+        return facts
+    return {**facts, "gpu_layers": float(layers[-1]["n"]), "layers": float(layers[-1]["all"])}
 
 
 def _kv_facts(lines: Sequence[str]) -> dict[str, float | str]:

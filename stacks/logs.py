@@ -109,13 +109,16 @@ def number_of(text: str) -> float | None:
 def find_failure(lines: Sequence[str], table: Iterable[FailurePattern]) -> FoundFailure | None:
     """The first line that the first matching pattern of the table matches: causes stand before consequences in it.
 
-    Named groups of the pattern may stand in the remedy, as in ``at most {max} tokens``.
+    Named groups of the pattern may stand in the remedy, as in ``at most {max} tokens``; the group ``max`` is the
+    context that would fit.
     """
     for failure_class, pattern, remedy in table:
         for line in lines:
             if found := pattern.search(line):
                 groups = {name: text or "" for name, text in found.groupdict().items()}
-                return FoundFailure(failure_class, line.strip(), remedy.format_map(groups) if groups else remedy)
+                told = remedy.format_map(groups) if groups else remedy
+                fits = groups.get("max", "")
+                return FoundFailure(failure_class, line.strip(), told, int(fits) if fits.isdecimal() else None)
     return None
 
 

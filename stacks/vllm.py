@@ -260,6 +260,7 @@ class Vllm(DataSheet):
     versions = ("0.6.6", "0.33.0")
     default_image = "vllm/vllm-openai:v0.33.0"
     default_command = ("vllm",)
+    tells_what_fits = True
     readiness = Readiness(version_path="/version")
     capabilities = Capabilities(
         token_ids=True,
@@ -309,7 +310,7 @@ class Vllm(DataSheet):
         return [Setting("kv_cache_bytes", "vLLM has --kv-cache-memory-bytes from 0.10.2 on.", remedy)]
 
     def arguments(self, deployment: Deployment, host: str, port: int) -> tuple[str, ...]:
-        tokens, block_tokens = deployment.kv_cache_tokens, _block_tokens(deployment)
+        tokens, block_tokens = deployment.kv_cache_tokens, block_tokens_of(deployment)
         number = self.release(deployment)
         deprecated = deployment.quantization in DEPRECATED and (number is None or number >= _DEPRECATED_SINCE)
         flags = [
@@ -358,6 +359,15 @@ class Vllm(DataSheet):
                 values["kv_tokens"] = pool["blocks"] * pool["block_tokens"]
         return values
 
+    def path_note(self, deployment: Deployment, facts: Mapping[str, float | str]) -> str | None:
+        if "weight_only_fallback" not in facts:
+            return None
+        asked = deployment.quantization or "the checkpoint's format"
+        return (
+            f"It computes in 16 bit though {asked} was asked for, for this card has no such arithmetic: the weights "
+            "are smaller, and prefill is no faster (the log: weight-only kernel)."
+        )
+
     def notes(self, deployment: Deployment) -> list[str]:
         found = super().notes(deployment)
         if deployment.quantization in EXPERTS_ONLY:
@@ -369,8 +379,8 @@ class Vllm(DataSheet):
         return found
 
 
-def _block_tokens(deployment: Deployment) -> int:
-    """The plan's own block size, where its arguments give one."""
+def block_tokens_of(deployment: Deployment) -> int:
+    """Tokens of a block of a pool that is sized in tokens: the plan's own, where its arguments give one."""
     words = [part for word in deployment.args for part in word.split("=", 1)]
     given = words[words.index("--block-size") + 1 :][:1] if "--block-size" in words else []
     return int(given[0]) if given and given[0].isdigit() and int(given[0]) else BLOCK_TOKENS

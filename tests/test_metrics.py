@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import numpy as np
 import pytest
 from fakes.levels import answered, closed_loop, engine_samples, failed, health_of, ns, run_of, spec_of
@@ -322,5 +323,7 @@ def test_requests_that_end_after_the_fillers_are_told() -> None:
 
 def test_an_open_levels_figures_count_from_due() -> None:
     records = [answered(i, sent_s=float(i), late_s=0.5) for i in range(3)]
-    stats = level_stats(run_of(records, 1), records, [], Slo(ttft_ms=500), from_due=True)
+    run = run_of(records, 0)
+    run = msgspec.structs.replace(run, spec=msgspec.structs.replace(run.spec, rate_per_s=1.0))
+    stats = level_stats(run, records, [], Slo(ttft_ms=500))
     assert (stats.good, stats.ttft_ms.p50) == (0, 600)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -148,6 +149,23 @@ def test_formats_side_by_side() -> None:
     tokens = [entry["kv"]["tokens"] for entry in found["formats"]]
     assert tokens == sorted(tokens)
     assert len({entry["times"]["concurrency"] for entry in found["formats"]}) == 1
+
+
+def test_three_formats_on_a_24_gb_card_are_one_screen_that_ends_in_what_4_bit_buys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    more = ("--compare", "fp16,fp8,awq", "--workload", "azure-conv-2023")
+    shown = run(*LLAMA, "--card", "RTX-4090-24GB", *more).output.splitlines()
+    assert len(shown) <= 24
+    assert max(map(len, shown)) <= 80
+    rows = {line[:30].strip(): line[30:].split() for line in shown}
+    assert rows["starts at 131,072 tokens"] == ["no", "no", "no"]
+    assert rows["longest --max-model-len"] == rows["KV tokens"]
+    end = " ".join(" ".join(shown).partition("AWQ 4-bit frees")[2].split())
+    assert re.match(r"[\d.]+ GiB of weights: [\d,]+ more KV tokens, \d+ more concurrent requests of your lengths", end)
+    assert "It does not change KV bytes per token (131,072)" in end
+    assert end.endswith("gain nothing.")
 
 
 def test_what_fits_lists_cards_and_the_largest_settings() -> None:

@@ -50,7 +50,7 @@ def read_trace(
         pairs=snake_order(rows.pairs),
         source=f"{path.name}, SHA-256 of its pairs {hashlib.sha256(rows.pairs.astype('<i8').tobytes()).hexdigest()}",
         notes=tuple(notes),
-        arrivals=_arrivals(rows),
+        arrivals=arrivals_of(rows),
         source_max=(int(rows.pairs[:, 0].max()), int(rows.pairs[:, 1].max())),
         excluded=rows.excluded,
     )
@@ -110,7 +110,7 @@ def _lines(file: TextIO, name: str) -> Iterator[str]:
         yield line
 
 
-def _arrivals(rows: Rows) -> Arrivals | None:
+def arrivals_of(rows: Rows) -> Arrivals | None:
     """Requests and tokens per 60 s bin; None if the rows have no times, or all the same one."""
     if rows.times_s is None or rows.times_s[-1] <= 0:
         return None

@@ -37,7 +37,7 @@ def level_line(commit: LevelCommitted) -> str:
     stats, verdict = commit.stats, commit.verdict
     word = verdict.verdict if verdict.valid else "INVALID"
     parts = [
-        f"{commit.run.spec.purpose} c={commit.run.spec.concurrency}",
+        f"{commit.run.spec.purpose} {at(commit.run.spec)}",
         word,
         f"{stats.good}/{stats.offered} good",
         f"TTFT p95 {_ms(stats.ttft_ms.p95)}",
@@ -50,6 +50,11 @@ def level_line(commit: LevelCommitted) -> str:
     if verdict.hard_break:
         parts.append(verdict.hard_break)
     return "  ".join(parts)
+
+
+def at(spec: LevelSpec) -> str:
+    """Where a level is measured: ``c=8``, or ``3.2/s`` of an open one."""
+    return f"c={spec.concurrency}" if spec.rate_per_s is None else f"{spec.rate_per_s:.3g}/s"
 
 
 def _ms(value: float | None) -> str:
@@ -132,7 +137,7 @@ class Plain(Quiet):
     def level_started(self, cell: Cell, spec: LevelSpec, expected_s: float) -> None:
         about = f": about {duration(expected_s)}" if expected_s else ""
         by = f", by {spec.workers} processes" if spec.workers > 1 else ""
-        self._say(f"  {spec.purpose} c={spec.concurrency}{by}{about}")
+        self._say(f"  {spec.purpose} {at(spec)}{by}{about}")
 
     def level_committed(self, cell: Cell, commit: LevelCommitted) -> None:
         self._say(f"  {level_line(commit)}")
@@ -165,6 +170,7 @@ class JsonLines(Quiet):
             "level-started",
             cell=cell.id,
             concurrency=spec.concurrency,
+            rate_per_s=spec.rate_per_s,
             purpose=spec.purpose,
             workers=spec.workers,
             expected_s=expected_s,
@@ -175,6 +181,7 @@ class JsonLines(Quiet):
             "level-committed",
             cell=cell.id,
             concurrency=commit.run.spec.concurrency,
+            rate_per_s=commit.run.spec.rate_per_s,
             purpose=commit.run.spec.purpose,
             stats=commit.stats,
             verdict=commit.verdict,
@@ -231,7 +238,7 @@ class LivePanel(Plain):
         rows.add_row("run", f"{duration(elapsed)} of about {duration(self._expected_s)}")
         if (level := self._level) is not None:
             by = f", by {level.spec.workers} processes" if level.spec.workers > 1 else ""
-            rows.add_row("level", f"{level.spec.purpose}, {level.spec.concurrency} users{by}")
+            rows.add_row("level", f"{level.spec.purpose}, {at(level.spec)}{by}")
             rows.add_row("time", f"{duration(level.elapsed_s)} of about {duration(level.expected_s)}")
             rows.add_row("requests", f"{level.done} of {level.spec.requests} measured, {level.failed} failed")
             rows.add_row("TTFT p95", _ms(level.ttft_p95_ms))

@@ -113,9 +113,9 @@ def load(slo: Slo, records: Path | None, as_json: bool, arrivals: str | None, **
     from orchestrator.commands.load_screen import facts, screen
 
     if as_json:
-        click.echo(msgspec.json.encode(facts(loaded.run, loaded.records, slo, open_loop=options.open_loop)))
+        click.echo(msgspec.json.encode(facts(loaded.run, loaded.records, slo)))
     else:
-        screen(loaded.run, loaded.records, slo, open_loop=options.open_loop)
+        screen(loaded.run, loaded.records, slo)
     if loaded.run.cut == _INTERRUPTED:
         raise click.exceptions.Exit(130)
 

@@ -15,12 +15,12 @@ import msgspec
 
 from orchestrator.errors import HostError, LoadproofError
 from orchestrator.host import usable_cpus
-from orchestrator.load.arrivals import arrivals_named, schedule
 from orchestrator.load.capacity import USUAL_TOKENS_PER_S, expected, workers_needed
 from orchestrator.load.proxies import proxy_for
 from orchestrator.records import LevelSpec, Request
 from stacks.base import Wire
 from stacks.openai import ChatWire, Dialect, TextCompletionsWire
+from workloads.arrivals import arrivals_named, schedule
 from workloads.workload import Workload
 
 APIS = ("chat", "completions", "tgi", "llamacpp")

@@ -45,11 +45,11 @@ def output_tokens_per_s(records: Sequence[RequestRecord]) -> float | None:
     return sum(r.out_tokens or 0 for r in done) / whole_s(records)
 
 
-def facts(run: LevelRun, records: Sequence[RequestRecord], slo: Slo, *, open_loop: bool) -> dict[str, Any]:
+def facts(run: LevelRun, records: Sequence[RequestRecord], slo: Slo) -> dict[str, Any]:
     """The object of `--json`. Times of an open loop count from when a request was due. A percentile that falls on a
     failed request is null; so is a mean of nothing."""
     measured = measured_records(records)
-    stats = level_stats(run, records, [], slo, from_due=open_loop)
+    stats = level_stats(run, records, [], slo)
     why = invalid_reason(run, slo)
     health = run.health
     length_s = whole_s(measured)
@@ -82,6 +82,7 @@ def facts(run: LevelRun, records: Sequence[RequestRecord], slo: Slo, *, open_loo
             "workers": health.workers,
             "cpu_s": health.cpu_s,
             "loop_lag_ms_p99": health.loop_lag_ms_p99,
+            "read_backlog_ms_p99": health.read_backlog_ms_p99,
             "send_lag_ms_p99": health.send_lag_ms_p99,
             "valid": why is None,
             "why": why,
@@ -97,12 +98,12 @@ def _percentiles(found: Percentiles) -> dict[str, float | int | None]:
 # --- for people -------------------------------------------------------------------------------------------------
 
 
-def screen(run: LevelRun, records: Sequence[RequestRecord], slo: Slo, *, open_loop: bool) -> None:
+def screen(run: LevelRun, records: Sequence[RequestRecord], slo: Slo) -> None:
     """Print the table and what a reader must know beside it."""
     measured = measured_records(records)
-    stats = level_stats(run, records, [], slo, from_due=open_loop)
+    stats = level_stats(run, records, [], slo)
     console = Console(highlight=False)
-    console.print(_table(measured, stats, open_loop=open_loop))
+    console.print(_table(measured, stats, open_loop=run.spec.is_open))
     for line in _sentences(run, measured, stats, slo):
         click.echo(line)
 
@@ -161,7 +162,8 @@ def _sentences(run: LevelRun, measured: Sequence[RequestRecord], stats: LevelSta
         f"Good ({limits}): {stats.good} of {stats.offered}, {stats.good / length_s if length_s else 0:.3g} a second.",
         f"Client: {_processes(health.workers)}, {health.kernel_share:.0%} kernel stamps, "
         f"{health.cpu_s:.1f} s CPU in {health.wall_s:.1f} s, "
-        f"p99 loop lag {health.loop_lag_ms_p99:.1f} ms, send lag {health.send_lag_ms_p99:.1f} ms.",
+        f"p99 loop lag {health.loop_lag_ms_p99:.1f} ms, read backlog {health.read_backlog_ms_p99 or 0:.1f} ms, "
+        f"send lag {health.send_lag_ms_p99:.1f} ms.",
     ]
     if run.spec.sessions_per_s is not None:
         lines.insert(1, _conversations(measured, stats))

@@ -21,6 +21,7 @@ from reports.run import read_run
 from reports.sections.belief import hardware_notes
 from reports.sections.bought import Comparison, comparisons
 from reports.sections.decision import Card, cards, level_at, percentile_text
+from reports.sections.frontier import Frontier, frontier
 
 _COLOURS = {"SIGNED": "bold green", "PROVISIONAL": "bold yellow", "REFUSED": "bold red"}
 _PIPE_WIDTH = 120
@@ -52,6 +53,8 @@ def _parts(found: Result) -> Iterator[RenderableType]:
         yield _line(note, "yellow")
     yield _table(found, decided)
     yield from _reasons(decided)
+    if (along := frontier(found)) is not None:
+        yield from _frontier(along)
     for comparison in comparisons(found.cells):
         yield from _bought(comparison)
 
@@ -95,9 +98,19 @@ def _figures(cell: CellResult) -> tuple[str, str, str, str]:
 
 
 def _reasons(decided: tuple[Card, ...]) -> Iterator[RenderableType]:
-    """Where each cell broke and why, one line each."""
+    """Where each cell broke and why, and what the open-loop check found; one line each."""
     for card in decided:
-        yield _line(f"{card.asked.deployment}, {card.asked.workload}: {card.sentence} {card.why}")
+        numbers = " ".join(f"{number.name}: {number.value}." for number in card.numbers[1:])
+        yield _line(f"{card.asked.deployment}, {card.asked.workload}: {card.sentence} {numbers} {card.why}")
+        for sentence in card.afterwards:
+            yield Padding(_line(sentence), (0, 0, 0, 2))
+
+
+def _frontier(along: Frontier) -> Iterator[RenderableType]:
+    yield Text("")
+    yield _line("Along the prompt length:", "bold")
+    for sentence in along.sentences or ("Nothing was measured at two lengths.",):
+        yield Padding(_line(sentence), (0, 0, 0, 2))
 
 
 def _bought(comparison: Comparison) -> Iterator[RenderableType]:

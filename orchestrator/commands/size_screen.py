@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stacks.memory.bill import Bill
+from stacks.memory.bill import Bill, Pool
 from stacks.memory.cards import GIB
 from stacks.memory.intervals import Spread
 from stacks.memory.sentences import (
+    gain_sentence,
     gib,
     margin_sentence,
     point_sentence,
@@ -24,7 +26,7 @@ from stacks.memory.sentences import (
 from stacks.memory.setup import Setup
 from stacks.memory.sizing import Fit, LengthFit, Sizing
 
-_WIDTH = 100
+_WIDTH, _NARROW = 100, 80
 _BAR = 60
 _COLOURS = {
     "weights": "blue",
@@ -45,7 +47,8 @@ _SIGNS = {
 
 
 def _console() -> Console:
-    return Console(width=_WIDTH, highlight=False)
+    """As wide as the terminal, and no wider than reads well."""
+    return Console(width=min(_WIDTH, max(_NARROW, shutil.get_terminal_size((_WIDTH, 24)).columns)), highlight=False)
 
 
 def _say(console: Console, *sentences: str | None) -> None:
@@ -154,14 +157,15 @@ def bar(result: Bill, width: int = _BAR) -> Text:
     return text
 
 
-def _title(result: Bill, title: str, cut_share: float) -> str:
+def _title(result: Bill, title: str, cut_share: float, *, weights: bool = True) -> str:
     setup, limits = result.setup, result.limits
     card = "card not known" if setup.card is None else f"{setup.card.name} ({setup.card.usable_gib:.2f} GiB usable)"
     ranks = f"{setup.tensor} x " if setup.tensor > 1 else ""
     version = f" {setup.version}" if setup.version else ""
+    of_weights = f", {setup.weights.title} weights" if weights else ""
     cut = f" ({cut_share:.0%} of them cut to the longest request)" if cut_share else ""
     return (
-        f"{setup.model.name}, {setup.weights.title} weights, {setup.kv.name} KV, on {ranks}{card}\n"
+        f"{setup.model.name}{of_weights}, {setup.kv.name} KV, on {ranks}{card}\n"
         f"{setup.stack}{version}, fraction {limits.fraction:g}, longest request {limits.max_model_len:,} tokens, "
         f"{limits.seqs:,} running at most; lengths: {title}{cut}"
     )
@@ -219,59 +223,63 @@ def screen(sizing: Sizing, title: str, cut_share: float, *, plain: Sizing | None
     )
 
 
-def _compare_row(sizing: Sizing) -> list[str]:
-    result, requests, steady = sizing.bill, sizing.requests, sizing.steady
-    pool = result.pool
-    margin = next((item for item in result.items if item.name == "margin"), None)
-    return [
-        f"{result.weights.value / GIB:,.2f}",
-        f"{pool.bytes.value / GIB:,.2f}" if pool else "-",
-        f"{pool.held.tokens:,}" if pool else "-",
-        f"{pool.tokens_low:,} to {pool.tokens_high:,}" if pool else "-",
-        f"{requests.mean:,.1f}" if requests else "-",
-        f"{requests.safe:,.1f}" if requests else "-",
-        requests.limit.name if requests else "-",
-        f"{steady.decode_s * 1000:,.1f}" if steady else "-",
-        f"{steady.prefill_s * 1000:,.0f}" if steady else "-",
-        f"{margin.spread.value / GIB:,.2f}" if margin else "-",
-        result.starts,
-    ]
+def _compared(sizings: Sequence[Sizing]) -> Iterator[tuple[str, list[str]]]:
+    """The rows of the comparison: label, and a value for each format."""
+    first = sizings[0]
+    pools = [sizing.bill.pool for sizing in sizings]
+    requests = [sizing.requests for sizing in sizings]
+    times = [sizing.steady for sizing in sizings]
+    yield "weights, GiB", [f"{s.bill.weights.value / GIB:,.2f}" for s in sizings]
+    yield "KV cache, GiB", [f"{p.bytes.value / GIB:,.2f}" if p else "-" for p in pools]
+    yield "KV tokens", [f"{p.held.tokens:,}" if p else "-" for p in pools]
+    yield "  90 % interval", [_interval(p) if p else "-" for p in pools]
+    yield "your requests at once, mean", [f"{r.mean:,.1f}" if r else "-" for r in requests]
+    yield "  with 99 % probability", [f"{r.safe:,.1f}" if r else "-" for r in requests]
+    if any(r and r.limit.name != "KV cache" for r in requests):
+        yield "  what binds first", [r.limit.name if r else "-" for r in requests]
+    if any(times):
+        yield f"decode step at {first.concurrency:,.0f} running, ms", [_ms(t and t.decode_s, 1) for t in times]
+        yield "prefill of a mean prompt, ms", [_ms(t and t.prefill_s, 0) for t in times]
+    yield f"starts at {first.bill.limits.max_model_len:,} tokens", [s.bill.starts for s in sizings]
+    if any(s.bill.starts != "yes" for s in sizings):
+        yield (
+            "  longest --max-model-len",
+            [f"{s.bill.longest_tokens:,}" if s.bill.pool else "-" for s in sizings],
+        )
 
 
-_COMPARED = (
-    "weights, GiB",
-    "KV cache, GiB",
-    "KV tokens",
-    "  90 % interval",
-    "requests until KV is full",
-    "  with 99 % probability",
-    "what binds first",
-    "decode step, ms *",
-    "prefill of a mean prompt, ms *",
-    "margin, GiB",
-    "starts",
-)
+def _interval(pool: Pool) -> str:
+    return f"{pool.tokens_low / 1000:,.1f}k to {pool.tokens_high / 1000:,.1f}k"
+
+
+def _ms(seconds: float | None, digits: int) -> str:
+    return "-" if seconds is None else f"{seconds * 1000:,.{digits}f}"
 
 
 def compare_table(sizings: Sequence[Sizing], title: str, cut_share: float) -> None:
-    """Formats side by side, a bar each, and what every later one buys against the first."""
+    """Formats side by side on one screen of 80 x 24: a bar each, and what the smaller ones buy against the first. The
+    last one's sentence, which says what it does not buy too, is the end."""
     console, first = _console(), sizings[0]
-    _say(console, _title(first.bill, title, cut_share), "")
+    _say(console, _title(first.bill, title, cut_share, weights=False))
     table = Table(box=None, pad_edge=False)
     table.add_column("")
     for sizing in sizings:
         table.add_column(sizing.bill.setup.weights.name, justify="right")
-    for label, values in zip(_COMPARED, zip(*map(_compare_row, sizings), strict=True), strict=True):
+    for label, values in _compared(sizings):
         table.add_row(label, *values)
     console.print(table)
-    _say(console, f"* at {first.concurrency:,.0f} running requests in every column", "")
     for sizing in sizings:
-        console.print(Text(f"{sizing.bill.setup.weights.name:>10} ").append_text(bar(sizing.bill)))
-    console.print(Text("  ".join(f"{_SIGNS[name]} {name}" for name in _SIGNS), style="dim"))
-    _say(console, "", *(quantization_sentence(first, sizing) for sizing in sizings[1:]))
-    for sizing in sizings:
-        if sizing.bill.starts != "yes":
-            _say(console, f"{sizing.bill.setup.weights.name}: {start_sentence(sizing)}")
+        name = Text(f"{sizing.bill.setup.weights.name:>10} ")
+        console.print(name.append_text(bar(sizing.bill, console.width - 24)))
+    console.print(Text("  ".join(f"{_SIGNS[name]} {name.split()[-1]}" for name in _SIGNS), style="dim"))
+    _say(console, *(start_sentence(sizing) for sizing in sizings if _nothing_left(sizing)))
+    _say(console, *(gain_sentence(first, sizing) for sizing in sizings[1:-1]))
+    _say(console, *(quantization_sentence(first, sizing) for sizing in sizings[1:][-1:]))
+
+
+def _nothing_left(sizing: Sizing) -> bool:
+    """There is no pool to speak of: why stands in a sentence and not in the table."""
+    return sizing.bill.pool is None or sizing.bill.pool.bytes.value <= 0
 
 
 def fit_tables(

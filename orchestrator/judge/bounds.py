@@ -167,9 +167,13 @@ def growth(batch_means: Sequence[float]) -> Growth:
     return Growth(slope, error, t, float(stdtr(len(y) - 2, -t)))
 
 
+COMPLETED_SHARE = 0.97
+"""Of the requests that came; where fewer end and in-flight rises, the queue grows."""
+
+
 def grows(found: Growth, completed_per_arrival: float) -> bool:
     """S7: the queue grows without limit. Both signs together; either alone alarms on stable runs."""
-    return found.p < 0.01 and completed_per_arrival < 0.97
+    return found.p < 0.01 and completed_per_arrival < COMPLETED_SHARE
 
 
 # --- percentiles ------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The criteria of one level, S1 to S5: value, limit, bounds and verdict of each. None is averaged with another."""
+"""The criteria of one level, S1 to S5 and S7: value, limit, bounds, verdict. None is averaged with another."""
 
 from __future__ import annotations
 
@@ -9,14 +9,26 @@ import numpy as np
 
 from orchestrator.judge.bounds import (
     BATCHES,
+    COMPLETED_SHARE,
     batch_mean_bounds,
     error_bounds,
+    grows,
+    growth,
     preemption_bounds,
     requests_needed,
 )
 from orchestrator.judge.looks import Look, Word, deciding_look
 from orchestrator.judge.rules import LevelRules
-from orchestrator.metrics import Floats, Limit, Series, Window, broken_limits, measured_records, steady_window
+from orchestrator.metrics import (
+    Floats,
+    Limit,
+    Series,
+    Window,
+    broken_limits,
+    flow,
+    measured_records,
+    steady_window,
+)
 from orchestrator.records import Criterion, LevelRun, LevelSpec, LevelStats, RequestRecord, Sample, Slo
 
 LIMIT_NAMES: dict[Limit, str] = {"ttft": "TTFT", "tpot": "TPOT", "gap": "largest gap", "e2e": "end-to-end time"}
@@ -30,10 +42,10 @@ class Outcomes(NamedTuple):
     """Requests that loadproof itself cancelled: they say nothing of the server."""
 
     @classmethod
-    def of(cls, records: Sequence[RequestRecord], slo: Slo) -> Outcomes:
+    def of(cls, records: Sequence[RequestRecord], slo: Slo, *, from_due: bool = False) -> Outcomes:
         measured = measured_records(records)
         return cls(
-            broken=tuple(broken_limits(r, slo) for r in measured),
+            broken=tuple(broken_limits(r, slo, from_due=from_due) for r in measured),
             given_up=sum(r.failure is not None and r.failure.kind == "cancelled" for r in measured),
         )
 
@@ -252,3 +264,23 @@ def _admission(waiting: _Gauge, running: _Gauge, rules: LevelRules) -> Word:
     if waiting.lower > rules.waiting_share and running.upper < rules.running_share:
         return "FAIL"
     return "PASS" if waiting.upper < rules.waiting_share or running.lower > rules.running_share else "UNDECIDED"
+
+
+# --- S7: does the queue grow? -----------------------------------------------------------------------------------
+
+
+def stability_criterion(run: LevelRun, records: Sequence[RequestRecord]) -> Criterion:
+    """S7 of an open level: in-flight rises from batch to batch, and fewer requests end than come. Value: that ratio."""
+    name, limit, window = "requests ended per request that came", COMPLETED_SHARE, steady_window(run)
+    if window is None:
+        return Criterion(id="S7", name=name, verdict="UNDECIDED", limit=limit)
+    found = flow(records, window, BATCHES)
+    slope = growth(found.in_flight)
+    return Criterion(
+        id="S7",
+        name=name,
+        verdict="FAIL" if grows(slope, found.completed_per_arrival) else "PASS",
+        value=found.completed_per_arrival,
+        limit=limit,
+        note=f"in flight {found.in_flight[0]:.1f} in the first tenth, {found.in_flight[-1]:.1f} in the last",
+    )

@@ -3,7 +3,8 @@
     sentinel · bracket · sentinel · narrow · confirm · confirm the failure · sentinel
 
 * Bracket: from the start upwards, each step to where the use of the limits would reach 1 if it grew on as it did
-  (with c to a power between 1/2 and 1), at least by 1.5 and at most by 4, until a level does not hold.
+  (with c to a power between 1/2 and 1; the sentinel's use is that of one user), at least by 1.5 and at most by 4, until
+  a level does not hold.
 * Narrow: the break is where the use of the limits reaches 1; between two levels it is interpolated on logarithmic
   scales. The next level lies half the precision under that estimate, or one precision above the last that held. After
   such a level has held, the next one is in the middle: where the use jumps, an estimate creeps.
@@ -20,17 +21,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from typing import NamedTuple
 
-from orchestrator.judge.bounds import Attainment, attainment_bounds, lower_share_bound
+from orchestrator.judge.fresh import confirmed
 from orchestrator.judge.looks import look_sizes
-from orchestrator.judge.steps import Measure, Outcome, Script, SearchRules, Step, Stop, bracket, ending, searched
+from orchestrator.judge.steps import Measure, Outcome, Script, SearchRules, Step, Stop, bracket, ending, moved, searched
 from orchestrator.records import Purpose
 
 STEPS_DOWN = 5
 """How often an unconfirmed level is replaced by a lower one before the search gives up."""
-DRIFT = math.log(1.03)
 LEAST_GROWTH, MOST_GROWTH = 1.5, 4.0
 _MOST_USE = 2.0
 """Beyond the break the use explodes; more than this says no more about where it lies."""
@@ -53,23 +53,6 @@ class _End(NamedTuple):
 
     c: int
     use: float | None
-
-
-def pooled_bounds(runs: Sequence[Outcome], alpha: float) -> Attainment | None:
-    """Bounds of several runs of one level together: five batches of each, so that no batch spans two runs.
-
-    None if a run was judged by another number of requests than the first, or by too few.
-    """
-    if not runs or any(len(run.good) != 10 or run.batch != runs[0].batch for run in runs):
-        return None
-    halves = [a + b for run in runs for a, b in zip(run.good[::2], run.good[1::2], strict=True)]
-    return attainment_bounds(halves, 2 * runs[0].batch, alpha)
-
-
-def _could_reach(found: Attainment, times: float, target: float, alpha: float) -> bool:
-    """Whether `times` as many requests that are like those so far would put the lower bound over the target."""
-    n_eff = found.n_eff * times
-    return lower_share_bound(found.observed * n_eff, n_eff, alpha) > target
 
 
 class _FullSearch:
@@ -121,7 +104,9 @@ class _FullSearch:
         """A level on the way, by looks that grow until they decide."""
         rules = self._rules
         sizes = look_sizes(
-            max(rules.first_look, rules.first_look_per_user * c), max(rules.last_look, rules.last_look_per_user * c)
+            max(rules.first_look, rules.first_look_per_user * c),
+            max(rules.last_look, rules.last_look_per_user * c),
+            rules.look_growth,
         )
         if not (yield from self._ask(c, purpose, sizes, rules.search_alpha)):
             return "unknown"
@@ -142,11 +127,7 @@ class _FullSearch:
         if not self._sentinels:
             return False
         first = self._sentinels[0]
-        return any(
-            before and after and abs(math.log(after / before)) > DRIFT
-            for other in self._sentinels[1:]
-            for before, after in ((first.tpot_ms, other.tpot_ms), (first.tokens_per_s, other.tokens_per_s))
-        )
+        return any(moved(first, other) for other in self._sentinels[1:])
 
     # --- finding ------------------------------------------------------------------------------------------------
 
@@ -158,10 +139,11 @@ class _FullSearch:
     def _bracket(self) -> Generator[Measure, Outcome, tuple[_End | None, _End | None]]:
         """Upwards until a level does not hold: (last that held, first that did not); None = none."""
         rules = self._rules
+        one_user = _End(1, self._sentinels[0].use) if self._sentinels and rules.start > 1 else None
         low: _End | None = None
         c = min(rules.start, rules.maximum)
         while (yield from self._search(c, "bracket")) == "held":
-            before, low = low, self._end(c)
+            before, low = low or one_user, self._end(c)
             if c >= rules.maximum:
                 return low, None
             c = min(max(c + 1, int(c * self._growth(before, low))), rules.maximum)
@@ -224,36 +206,24 @@ class _FullSearch:
     def _confirmed(self, c: int) -> Generator[Measure, Outcome, bool]:
         rules = self._rules
         size = look_sizes(max(rules.confirm_requests, rules.confirm_per_user * c), 0)
-        most = max(rules.confirm, rules.most_confirm)
-        alpha = rules.alpha / (most - rules.confirm + 1)
-        runs: list[Outcome] = []
-        while len(runs) < most:
-            if not (yield from self._ask(c, "confirm", size, rules.alpha)):
-                return False
-            runs.append(self._history[-1])
-            bounds = pooled_bounds(runs, alpha)
-            if runs[-1].fails or bounds is None or self._errs(runs) or bounds.observed < rules.target:
-                return False
-            if len(runs) >= rules.confirm and bounds.lower > rules.target:
-                return True
-            if len(runs) >= rules.futile and not _could_reach(bounds, most / len(runs), rules.target, alpha):
-                return False
-        return False
 
-    def _errs(self, runs: Sequence[Outcome]) -> bool:
-        """S2 on all fresh runs together, by what was observed: to prove the budget takes more requests than these."""
-        failed, offered = sum(o.failed for o in runs), sum(o.offered for o in runs)
-        return failed > self._rules.error_budget * offered
+        def fresh() -> Generator[Measure, Outcome, Outcome | None]:
+            known = yield from self._ask(c, "confirm", size, rules.alpha)
+            return self._history[-1] if known else None
+
+        return (yield from confirmed(rules, fresh))
 
     def _confirm_bad(self, c_ok: int | None) -> Generator[Measure, Outcome, bool]:
-        """The failure above c_ok once more: at the lowest level that surely failed or the next; where none did, from
-        the lowest that did not hold upwards."""
+        """The failure above c_ok once more. Where the lowest level that surely failed is far above the lowest that did
+        not hold, one between is tried first; where none surely failed, from the lowest that did not hold upwards."""
         rules = self._rules
-        candidates = self._surely_bad(c_ok)[:2]
+        surely = self._surely_bad(c_ok)[:2]
         lowest = self._lowest_bad(c_ok)
-        if not candidates and lowest is not None:
-            steps = (math.ceil(lowest * (1 + rules.precision) ** step) for step in range(3))
-            candidates = sorted({min(c, rules.maximum) for c in steps})
+        steps = [] if lowest is None else [math.ceil(lowest * (1 + rules.precision) ** step) for step in range(3)]
+        candidates = surely or steps
+        if surely and lowest is not None and surely[0] > lowest * (1 + 2 * rules.precision):
+            candidates = [steps[1], *surely]
+        candidates = sorted({min(c, rules.maximum) for c in candidates})
         for c in candidates if rules.confirm else ():
             if (yield from self._fails_again(c)):
                 return True
@@ -262,7 +232,9 @@ class _FullSearch:
     def _fails_again(self, c: int) -> Generator[Measure, Outcome, bool]:
         rules = self._rules
         sizes = look_sizes(
-            max(rules.first_look, rules.first_look_per_user * c), max(rules.last_look, rules.confirm_per_user * c)
+            max(rules.first_look, rules.first_look_per_user * c),
+            max(rules.last_look, rules.confirm_per_user * c),
+            rules.look_growth,
         )
         known = yield from self._ask(c, "confirm-break", sizes, rules.alpha)
         return known and self._history[-1].fails

@@ -13,6 +13,7 @@ from orchestrator.judge.criteria import (
     preemption_criterion,
     slo_criterion,
     slo_look,
+    stability_criterion,
 )
 from orchestrator.judge.looks import Word
 from orchestrator.judge.rules import LevelRules as LevelRules
@@ -50,7 +51,7 @@ def judge_level(
     """
     rules = rules or LevelRules()
     broke = hard_break or _hang(records, slo, rules)
-    outcomes = Outcomes.of(records, slo)
+    outcomes = Outcomes.of(records, slo, from_due=run.spec.is_open)
     decided = run.cut is not None and _decided(run, outcomes, slo)
     look = None if decided else slo_look(outcomes, run.spec, slo)
     whole = decided or (bool(run.spec.looks) and look is not None and look.verdict != "UNDECIDED")
@@ -62,7 +63,7 @@ def judge_level(
         error_criterion(stats, outcomes, slo, rules),
         preemption_criterion(run, stats, samples, rules),
         kv_criterion(run, samples, rules),
-        admission_criterion(run, samples, rules),
+        *((stability_criterion(run, records),) if run.spec.is_open else (admission_criterion(run, samples, rules),)),
     )
     return LevelVerdict(
         valid=not invalid,

@@ -14,11 +14,11 @@ from orchestrator.judge.bounds import Attainment, attainment_bounds, per_batch
 Word = Literal["PASS", "FAIL", "UNDECIDED"]
 
 
-def look_sizes(least: int, most: int) -> tuple[int, ...]:
-    """From `least`, doubling, the last one `most`; whole tens, so that each cuts into ten batches."""
+def look_sizes(least: int, most: int, growth: float = 2.0) -> tuple[int, ...]:
+    """From `least`, each `growth` times the one before, the last one `most`; whole tens, to be cut into ten batches."""
     sizes, largest = [_tens(least)], _tens(most)
     while sizes[-1] < largest:
-        sizes.append(min(2 * sizes[-1], largest))
+        sizes.append(min(_tens(round(growth * sizes[-1])), largest))
     return tuple(sizes)
 
 

@@ -1,30 +1,33 @@
 """What may be said of a cell: SIGNED, PROVISIONAL or REFUSED, how many users, where it breaks, what is missing.
 
-This version runs no open loop and replays no traffic, so it signs nothing: a cell is PROVISIONAL at best, and each step
-that is missing is named.
+SIGNED if and only if nothing is missing (`judge.gaps`); REFUSED where there is nothing to sign; PROVISIONAL between.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
-from orchestrator.judge.bounds import error_bounds
 from orchestrator.judge.cause import Cause, JudgedLevel, cause_of_break, cause_of_failure
-from orchestrator.judge.rules import LevelRules
-from orchestrator.judge.search import Bracket, Outcome, Stop, bracket, searched
-from orchestrator.records import Criterion, Record, ServerFailure, Slo
+from orchestrator.judge.gaps import CONSTANT, Shrunk, lengths_gap, level_gaps, open_gaps, search_gaps, shrunk_gap
+from orchestrator.judge.recovery import recovery_gaps, recovery_sentence
+from orchestrator.judge.soak import Soak, soak_gaps, soak_sentence
+from orchestrator.judge.steps import (
+    Bracket,
+    Measure,
+    OpenLoop,
+    Outcome,
+    Recovery,
+    SearchRules,
+    Stop,
+    bracket,
+    searched,
+)
+from orchestrator.records import Criterion, Demand, Record, ServerFailure, Slo
 
 SIGNABLE_SHARE = 0.8
 """Of c_ok: stands for the variation between machines and days."""
-
-NOT_DONE = (
-    "No sentinel level was run, so a drift of the machine during the run is not ruled out.",
-    "No open-loop check was made: which rate of independent arrivals holds is not known.",
-    "The expected traffic was not replayed, so its bursts are not covered.",
-)
-"""Steps that signing needs and this version does not take."""
 
 
 class CellVerdict(Record, frozen=True, kw_only=True):
@@ -35,8 +38,16 @@ class CellVerdict(Record, frozen=True, kw_only=True):
     """Most users at once that held."""
     c_bad: int | None = None
     """Fewest users above c_ok that did not hold; None = no break was found."""
+    confirmed_ok: bool = False
+    """c_ok held again in fresh runs."""
+    confirmed_bad: bool = False
+    """c_bad did not hold again in a fresh run."""
     c_sign: int | None = None
     """Most users that may be signed, as far as the steps taken tell; None = none."""
+    open_loop: OpenLoop | None = None
+    """lambda_P, lambda_sign and what they rest on; None = the check was not made, or not finished."""
+    limit_users: int | None = None
+    """Limit on concurrent requests to set in the server or the gateway: beyond it an open loop collapses."""
     first_failing: Criterion | None = None
     """The first binding criterion that failed at c_bad."""
     break_level: int | None = None
@@ -44,6 +55,10 @@ class CellVerdict(Record, frozen=True, kw_only=True):
     limiter: str = "none found"
     """What the break points to; "unknown" when the evidence does not decide."""
     evidence: tuple[str, ...] = ()
+    recovery: Recovery | None = None
+    """What was seen after the break."""
+    afterwards: tuple[str, ...] = ()
+    """That, and what the soak showed, in plain English, a sentence each."""
     missing: tuple[str, ...] = ()
     """Steps not done, or flagged: a sentence each."""
     sentence: str
@@ -57,10 +72,18 @@ def cell_verdict(
     *,
     lengths_forced: bool,
     failure: ServerFailure | None,
+    rules: SearchRules | None = None,
+    pending: Measure | None = None,
+    demand: Demand | None = None,
+    signable: bool = True,
+    soak: Soak | None = None,
+    shrunk: Shrunk | None = None,
 ) -> CellVerdict:
     """The verdict of a cell from its levels in the order of measuring.
 
-    `stop` is None where the search did not come to its end; `failure` is why the server did not come up (again).
+    `stop` is how the search and the phases after it ended, as far as they did; None where the search did not come to
+    its end. `pending` is the step before which the run ended. `failure` is why the server did not come up (again).
+    `soak` is what the records of the soak show; `shrunk` where it came up with less context than was asked.
     """
     outcomes = [_outcome(level) for level in levels]
     found = bracket(outcomes) if stop is None else Bracket(stop.c_ok, stop.c_bad, stop.monotone)
@@ -68,36 +91,44 @@ def cell_verdict(
     cause = _cause(levels, at, failure)
     unstable = _unstable(outcomes)
     first_failing = None if at is None else _first_failing(levels[at])
-    verdict: Literal["PROVISIONAL", "REFUSED"] = "REFUSED"
-    if found.c_ok is None:
-        sentence = _nothing_held(found, stop, failure, outcomes)
-    elif unstable is not None and unstable // 2 < min(o.concurrency for o in outcomes):
-        sentence = f"The server broke in one run at {unstable} users and not in another: it cannot be relied on."
-    else:
-        verdict, sentence = "PROVISIONAL", _sentence(levels, found.c_ok, found.c_bad, slo, first_failing)
+    check = None if stop is None else stop.open_loop
+    c_sign = _c_sign(found.c_ok, unstable, check)
+    refusal = _refusal(found, stop, failure, outcomes, unstable) or _unmet(demand or Demand(), c_sign, check)
     missing = [
-        *_search_gaps(found, stop, failure, unstable),
-        *_level_gaps(levels, found, slo),
-        *([] if lengths_forced or found.c_ok is None else [_lengths(levels, found.c_ok)]),
-        *(_not_done(stop) if verdict == "PROVISIONAL" else ()),
+        *([] if shrunk is None else [shrunk_gap(shrunk, levels)]),
+        *search_gaps(found, stop, failure, unstable),
+        *level_gaps(levels, found, slo),
+        *([] if lengths_forced or found.c_ok is None else [lengths_gap(levels, found.c_ok)]),
+        *([] if signable else [CONSTANT]),
+        *(() if refusal else open_gaps(levels, stop, rules, pending)),
+        *recovery_gaps(stop),
+        *(() if refusal else soak_gaps(soak, stop, asked=rules is not None and rules.soak_seconds is not None)),
     ]
+    recovery = None if stop is None else stop.recovery
+    sentence = refusal or _sentence(levels, found, slo, first_failing, fixed=bool(rules and rules.levels))
+    if shrunk is not None and outcomes:
+        sentence = f"{sentence} This is at a context of {shrunk.served:,} tokens, not the {shrunk.asked_words}."
     return CellVerdict(
-        verdict=verdict,
+        verdict="REFUSED" if refusal else "PROVISIONAL" if missing else "SIGNED",
         c_ok=found.c_ok,
         c_bad=found.c_bad,
-        c_sign=_c_sign(found.c_ok, unstable) if verdict == "PROVISIONAL" else None,
+        confirmed_ok=stop is not None and stop.confirmed_ok,
+        confirmed_bad=stop is not None and stop.confirmed_bad,
+        c_sign=None if refusal else c_sign,
+        open_loop=check,
+        limit_users=found.c_ok if check is not None and not refusal else None,
         first_failing=first_failing,
         break_level=at,
         limiter=cause.limiter,
         evidence=cause.evidence,
+        recovery=recovery,
+        afterwards=(
+            *([] if recovery is None else [recovery_sentence(recovery)]),
+            *([] if soak is None else [soak_sentence(soak)]),
+        ),
         missing=tuple(dict.fromkeys(missing)),
         sentence=sentence,
     )
-
-
-def _not_done(stop: Stop | None) -> tuple[str, ...]:
-    """What signing takes beside the search; the full search has its sentinels."""
-    return NOT_DONE if stop is None or stop.drifted is None else NOT_DONE[1:]
 
 
 def _outcome(level: JudgedLevel) -> Outcome:
@@ -118,7 +149,7 @@ def _first_failing(level: JudgedLevel) -> Criterion | None:
 
 def _cause(levels: Sequence[JudgedLevel], at: int | None, failure: ServerFailure | None) -> Cause:
     if at is not None:
-        return cause_of_break(levels[at], levels)
+        return cause_of_break(levels[at], [level for level in levels if searched(_outcome(level))])
     return Cause("none found") if failure is None else cause_of_failure(failure)
 
 
@@ -131,15 +162,51 @@ def _unstable(outcomes: Sequence[Outcome]) -> int | None:
     return min((c for c, seen in broke.items() if len(seen) == 2), default=None)
 
 
-def _c_sign(c_ok: int | None, unstable: int | None) -> int | None:
+def _c_sign(c_ok: int | None, unstable: int | None, check: OpenLoop | None) -> int | None:
+    """The least of 80 % of c_ok, half of a level that broke once, and the p95 of in-flight in the replay that held."""
     if c_ok is None:
         return None
-    most = math.floor(SIGNABLE_SHARE * c_ok)
-    return (most if unstable is None else min(most, unstable // 2)) or None
+    most = [math.floor(SIGNABLE_SHARE * c_ok)]
+    if unstable is not None:
+        most.append(unstable // 2)
+    if check is not None and check.rate_sign is not None and check.in_flight_p95 is not None:
+        most.append(max(1, math.floor(check.in_flight_p95)))
+    return min(most) or None
+
+
+def _refusal(
+    found: Bracket,
+    stop: Stop | None,
+    failure: ServerFailure | None,
+    outcomes: Sequence[Outcome],
+    unstable: int | None,
+) -> str | None:
+    """Why there is nothing to sign; None if there is something."""
+    if found.c_ok is None:
+        return _nothing_held(found, stop, failure, outcomes)
+    if unstable is not None and unstable // 2 < min(o.concurrency for o in outcomes if searched(o)):
+        return f"The server broke in one run at {unstable} users and not in another: it cannot be relied on."
+    check = None if stop is None else stop.open_loop
+    if check is not None and check.rate_ok is None and not check.unknown:
+        return (
+            f"{_users(found.c_ok)} held, but no rate of independent arrivals did, down to 30 % of the "
+            f"{check.throughput:.3g} requests/s that they make: it fits, but it is too fragile to be signed."
+        )
+    return None
+
+
+def _unmet(demand: Demand, c_sign: int | None, check: OpenLoop | None) -> str | None:
+    """What the launch needs and may not be signed."""
+    if demand.users is not None and c_sign is not None and demand.users > c_sign:
+        return f"The launch needs {_users(demand.users)}, and {c_sign} may be signed."
+    rate = None if check is None else check.rate_sign
+    if demand.rate_per_s is not None and rate is not None and demand.rate_per_s > rate:
+        return f"The launch needs {demand.rate_per_s:g} requests/s on average, and {rate:.3g} may be signed."
+    return None
 
 
 def _nothing_held(found: Bracket, stop: Stop | None, failure: ServerFailure | None, outcomes: Sequence[Outcome]) -> str:
-    """Why there is nothing to sign."""
+    """Why no level can be signed."""
     if not outcomes:
         return f"Nothing was measured: {failure.message}" if failure else "Nothing was measured yet."
     if stop is not None:
@@ -153,80 +220,20 @@ def _users(c: int) -> str:
     return "1 user" if c == 1 else f"{c} users at once"
 
 
-# --- what is missing --------------------------------------------------------------------------------------------
-
-
-def _search_gaps(
-    found: Bracket, stop: Stop | None, failure: ServerFailure | None, unstable: int | None
-) -> Iterator[str]:
-    if failure is not None:
-        yield f"The search was not finished, because the server did not stay up: {failure.message}"
-    elif stop is None:
-        yield "The search was not finished."
-    yield from _ok_gaps(found.c_ok, stop)
-    if stop is not None and stop.drifted:
-        yield "The sentinels moved by more than 3 %, twice: the machine drifted while it was measured."
-    if found.c_bad is not None and (stop is None or not stop.confirmed_bad):
-        yield f"That the level at {found.c_bad} does not hold was not confirmed by a fresh run."
-    if not found.monotone:
-        yield "A level held above one that did not: the system is not stable."
-    if unstable is not None:
-        yield f"The server broke in one run at {unstable} users and not in another; nothing above half of it is safe."
-
-
-def _ok_gaps(c_ok: int | None, stop: Stop | None) -> Iterator[str]:
-    if c_ok is None:
-        return
-    if stop is None or not stop.confirmed_ok:
-        yield f"That the level at {c_ok} holds was not confirmed by a fresh run."
-    if stop is None or stop.drifted is None:
-        yield "Levels were decided on observed shares; signing takes three fresh runs and their confidence bounds."
-
-
-def _level_gaps(levels: Sequence[JudgedLevel], found: Bracket, slo: Slo) -> Iterator[str]:
-    measured = {run.spec.concurrency for run, _, verdict in levels if verdict.valid}
-    for run, _, verdict in levels:
-        if run.spec.concurrency not in measured:
-            yield f"The level at {run.spec.concurrency} is INVALID. {' '.join(verdict.invalid)}"
-    used = [level for level in levels if level[2].valid and level[0].spec.concurrency in (found.c_ok, found.c_bad)]
-    for run, _, verdict in used:
-        yield from (f"At {run.spec.concurrency} users: {flag}" for flag in verdict.flags)
-    if found.c_ok is not None and (unproven := _unproven_errors(levels, found.c_ok, slo)):
-        yield unproven
-
-
-def _unproven_errors(levels: Sequence[JudgedLevel], c_ok: int, slo: Slo) -> str | None:
-    """S2 on the pooled runs at c_ok: a sentence unless they prove the error budget."""
-    runs = [stats for run, stats, verdict in levels if verdict.valid and run.spec.concurrency == c_ok]
-    failed, offered = sum(s.failed for s in runs), sum(s.offered for s in runs)
-    alpha = LevelRules().alpha
-    if offered and error_bounds(failed, offered, alpha).upper < slo.error_budget:
-        return None
-    told = f"{failed} of {offered} requests at {c_ok} users failed, which does not prove at most {slo.error_budget:.2%}"
-    if not 0 < slo.error_budget < 1 or failed:
-        return f"{told}."
-    return f"{told}: that takes {math.ceil(math.log(alpha) / math.log1p(-slo.error_budget)):,} without a failure."
-
-
-def _lengths(levels: Sequence[JudgedLevel], c_ok: int) -> str:
-    served = next((s.mean_out_tokens for run, s, _ in levels if run.spec.concurrency == c_ok), None)
-    told = "" if served is None else f" ({served:.0f} tokens came on average)"
-    return f"The stack cannot be held to the demanded output lengths{told}, so the load is not exactly the one planned."
-
-
 # --- the sentence -----------------------------------------------------------------------------------------------
 
 
 def _sentence(
-    levels: Sequence[JudgedLevel], c_ok: int, c_bad: int | None, slo: Slo, first_failing: Criterion | None
+    levels: Sequence[JudgedLevel], found: Bracket, slo: Slo, first_failing: Criterion | None, *, fixed: bool
 ) -> str:
-    held = [s for run, s, v in levels if run.spec.concurrency == c_ok and v.valid and v.verdict == "PASS"]
+    c_ok, c_bad = found.c_ok or 0, found.c_bad
+    held = [level[1] for level in levels if searched(o := _outcome(level)) and o.concurrency == c_ok and o.holds]
     good, offered = sum(s.good for s in held), sum(s.offered for s in held)
     runs = "one run" if len(held) == 1 else f"{len(held)} runs"
     told = f"{_users(c_ok)} held in {runs}: {good / max(offered, 1):.1%} of {offered} requests met the SLO"
     told = f"{told} ({slo.attainment:.1%} are asked)"
     if c_bad is None:
-        return f"{told}; no break was found above."
+        return f"{told}; none was tried above." if fixed else f"{told}; no break was found above."
     return f"{told}; {_users(c_bad)} did not" + (f": {reading(first_failing)}." if first_failing else ".")
 
 

@@ -29,6 +29,8 @@ class LevelRules(Record, frozen=True, kw_only=True):
     """No token on any stream for this long, or three TTFT limits if that is longer, is a hang."""
     lag_share: float = 0.05
     """I1: loop or send lag (p99) over the tightest limit of the SLO."""
+    send_lag_share: float = 0.01
+    """I1 of an open level: send lag (p99) over the TTFT limit, or the tightest one."""
     in_flight_share: float = 0.98
     """I2: mean in-flight over c."""
     audit_share: float = 0.02

@@ -8,14 +8,19 @@ signed. A fixed ladder (`SearchRules.levels`) measures just what it names.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from typing import NamedTuple
 
 from orchestrator.errors import JournalError
 from orchestrator.judge.full import full_search
+from orchestrator.judge.rate import open_loop
+from orchestrator.judge.recovery import recovery
+from orchestrator.judge.soak import soak
 from orchestrator.judge.steps import (
     Bracket,
     Measure,
     Outcome,
+    Phase,
     Script,
     SearchRules,
     Step,
@@ -26,12 +31,60 @@ from orchestrator.judge.steps import (
 )
 from orchestrator.records import Purpose
 
-__all__ = ["STEPS_DOWN", "Bracket", "Measure", "Outcome", "SearchRules", "Stop", "bracket", "next_step", "searched"]
+__all__ = [
+    "STEPS_DOWN",
+    "Bracket",
+    "Measure",
+    "Outcome",
+    "SearchRules",
+    "Stop",
+    "bracket",
+    "next_step",
+    "progress",
+    "searched",
+]
 
 STEPS_DOWN = 4
 """How often an unconfirmed level is replaced by one 5 % lower before the search gives up."""
 
 Asking = Generator[Measure, Outcome, Step]
+
+
+PHASES: tuple[Phase, ...] = (recovery, open_loop, soak)
+"""What follows a search, one after another."""
+
+
+class Progress(NamedTuple):
+    """How far a cell has come."""
+
+    step: Measure | Stop
+    """What is measured next, or how it all ended."""
+    so_far: Stop | None
+    """How the search and the phases since ended; None while the search goes on."""
+
+
+def progress(history: Sequence[Outcome], rules: SearchRules) -> Progress:
+    """Where a history of measured levels, in the order of their commits, leads.
+
+    Raises JournalError if the history cannot come from these rules.
+    """
+    told = _told(history, rules)
+    left = iter(told)
+    seen: list[Outcome] = []
+    so_far: Stop | None = None
+    for number in range(1 + len(PHASES)):
+        script = _script(rules) if so_far is None else PHASES[number - 1](rules, so_far, tuple(seen))
+        end = _follow(script, left, seen)
+        if isinstance(end, Measure):
+            return Progress(end, so_far)
+        so_far = end
+    assert so_far is not None
+    return Progress(so_far, so_far)
+
+
+def next_step(history: Sequence[Outcome], rules: SearchRules) -> Measure | Stop:
+    """The step that follows from a history (see `progress`)."""
+    return progress(history, rules).step
 
 
 def _script(rules: SearchRules) -> Script:
@@ -40,28 +93,35 @@ def _script(rules: SearchRules) -> Script:
     return _Search(rules).script()
 
 
-def next_step(history: Sequence[Outcome], rules: SearchRules) -> Measure | Stop:
-    """The step that follows from a history of measured levels, in the order of their commits.
+def _told(history: Sequence[Outcome], rules: SearchRules) -> Sequence[Outcome]:
+    """What the scripts asked for: the full method has sentinels of its own, what others ran beside is left out."""
+    if rules.method == "full" and not rules.levels:
+        return history
+    return [outcome for outcome in history if outcome.purpose not in ("baseline", "sentinel")]
 
-    Raises JournalError if the history cannot come from these rules.
-    """
-    script = _script(rules)
-    step = next(script)
-    # The full method asks for its sentinels itself.
-    told = history if rules.method == "full" and not rules.levels else filter(searched, history)
-    for outcome in told:
-        if (outcome.concurrency, outcome.purpose) != (step.concurrency, step.purpose):
-            raise JournalError(
-                f"The journal holds the level {outcome.purpose} at {outcome.concurrency} where this version's search "
-                f"asks for {step.purpose} at {step.concurrency}.",
-                "Resume with the version that began the run, or start a new run.",
-            )
-        try:
+
+def _follow(script: Script, left: Iterator[Outcome], seen: list[Outcome]) -> Measure | Stop:
+    """Tell a script the outcomes that it asks for, as long as there are any: what it asks for next, or its end."""
+    try:
+        step = next(script)
+        for outcome in left:
+            if not step.asks_for(outcome):
+                raise JournalError(
+                    f"The journal holds the level {_name(outcome)} where this version's search asks for {step}.",
+                    "Resume with the version that began the run, or start a new run.",
+                )
+            seen.append(outcome)
             step = script.send(outcome)
-        except StopIteration as end:
-            stop: Stop = end.value
-            return stop
+    except StopIteration as end:
+        stop: Stop = end.value
+        return stop
     return step
+
+
+def _name(outcome: Outcome) -> str:
+    return str(
+        Measure(concurrency=outcome.concurrency, purpose=outcome.purpose, replicate=0, rate_per_s=outcome.rate_per_s)
+    )
 
 
 class _Search:

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+import math
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Literal, NamedTuple
 
+from orchestrator.judge.swings import Swings
 from orchestrator.records import LevelRun, LevelStats, LevelVerdict, Purpose, Record
+
+
+class OpenRules(Record, frozen=True, kw_only=True):
+    """The open-loop check after a search (`judge.rate`)."""
+
+    requests: int = 1600
+    """Measured requests of a level, at least; and at least ten times c_ok."""
+    min_seconds: float = 300.0
+    """A level lasts at least this long; and at least 20 times the mean end-to-end time at c_ok."""
+    prefill_seconds: float = 60.0
+    """Of the probe with one output token a request."""
+    traffic: str = ""
+    """What is replayed, in words; empty: nothing is known of the traffic expected."""
+    swings: Swings | None = None
+    """How the work of the expected traffic swings from minute to minute; None = not known, or it does not."""
 
 
 class SearchRules(Record, frozen=True, kw_only=True):
@@ -28,13 +45,15 @@ class SearchRules(Record, frozen=True, kw_only=True):
     target: float = 0.95
     """Share of the offered requests that must meet the SLO."""
     error_budget: float = 0.001
-    first_look: int = 200
-    """A searched level is looked at from this many requests ..."""
+    first_look: int = 280
+    """A searched level is looked at from this many requests: just enough for a level without a miss to pass ..."""
     first_look_per_user: int = 5
     """... and at least this many times c ..."""
     last_look: int = 1000
     last_look_per_user: int = 10
     """... up to the larger of these."""
+    look_growth: float = 2.5
+    """From one look to the next."""
     search_alpha: float = 0.10
     """Of the looks at a searched level: they only choose where to confirm."""
     aim: float = 0.97
@@ -48,12 +67,18 @@ class SearchRules(Record, frozen=True, kw_only=True):
     alpha: float = 0.02
     """Error probability of the bound of the pooled fresh runs. Stricter than what is claimed (0.05), because the bound
     errs more often than its alpha where neighbours share their fate, and because up to six levels may be tried."""
-    step_down: float = 0.96
+    step_down: float = 0.97
     """An unconfirmed level is replaced by this much of it."""
     futile: int = 2
     """Fresh runs after which a level may be given up as out of reach."""
     sentinel_requests: int = 30
     """Of a sentinel: one user, always the same list."""
+    open_loop: OpenRules | None = None
+    """The open-loop check that follows; None = none does."""
+    recovery: bool = False
+    """After a break a small level is measured again (`judge.recovery`)."""
+    soak_seconds: float | None = None
+    """Length of the soak at the end (`judge.soak`); None = there is none."""
 
     @classmethod
     def full(cls, *, precision: float, start: int, maximum: int, target: float, error_budget: float) -> SearchRules:
@@ -67,8 +92,9 @@ class SearchRules(Record, frozen=True, kw_only=True):
             confirm=3,
             target=target,
             error_budget=error_budget,
+            first_look=240 if wide else 280,
             last_look=600 if wide else 1000,
-            step_down=0.95 if wide else 0.96,
+            step_down=0.95 if wide else 0.97,
         )
 
 
@@ -90,6 +116,21 @@ class Outcome(Record, frozen=True, kw_only=True):
     tpot_ms: float | None = None
     """Median."""
     tokens_per_s: float | None = None
+    rate_per_s: float | None = None
+    """Of an open level, whose concurrency is 0."""
+    requests_per_s: float | None = None
+    prompt_tokens_per_s: float | None = None
+    in_tokens: float | None = None
+    """Mean prompt and ..."""
+    out_tokens: float | None = None
+    """... mean output of the measured requests."""
+    e2e_s: float | None = None
+    """Mean."""
+    drain_s: float | None = None
+    memory_bytes: int | None = None
+    """Peak."""
+    in_flight_p95: float | None = None
+    kv_use_p99: float | None = None
 
     @classmethod
     def of(cls, run: LevelRun, stats: LevelStats, verdict: LevelVerdict) -> Outcome:
@@ -106,6 +147,16 @@ class Outcome(Record, frozen=True, kw_only=True):
             use=_use(stats, verdict),
             tpot_ms=stats.tpot_ms.p50,
             tokens_per_s=stats.output_tokens_per_s,
+            rate_per_s=run.spec.rate_per_s,
+            requests_per_s=stats.requests_per_s,
+            prompt_tokens_per_s=stats.prompt_tokens_per_s,
+            in_tokens=stats.mean_in_tokens,
+            out_tokens=stats.mean_out_tokens,
+            e2e_s=None if stats.e2e_ms.mean is None else stats.e2e_ms.mean / 1000,
+            drain_s=stats.drain_s,
+            memory_bytes=stats.memory_peak_bytes,
+            in_flight_p95=stats.in_flight_p95,
+            kv_use_p99=stats.kv_use_p99,
         )
 
     @property
@@ -143,6 +194,92 @@ class Measure(Record, frozen=True, kw_only=True):
     """Sizes at which it is judged by bounds; empty = by the observed share, at the plan's own size."""
     alpha: float = 0.05
     """Error probability that the looks share."""
+    rate_per_s: float | None = None
+    """Of an open level: `concurrency` is 0 then, and `replicate` counts the open levels of the cell."""
+    min_seconds: float | None = None
+    """Least length of the measured part; None = by the plan."""
+    lengths_of: int | None = None
+    """Replicate of this concurrency whose lengths are asked again; None = it has lengths of its own."""
+
+    def asks_for(self, outcome: Outcome) -> bool:
+        """Whether a measured level is this one."""
+        return (self.concurrency, self.purpose, self.rate_per_s) == (
+            outcome.concurrency,
+            outcome.purpose,
+            outcome.rate_per_s,
+        )
+
+    def __str__(self) -> str:
+        at = self.concurrency if self.rate_per_s is None else f"{self.rate_per_s:.3g} requests/s"
+        return f"{self.purpose} at {at}"
+
+
+class OpenLoop(Record, frozen=True, kw_only=True):
+    """What the open-loop check found (METHOD.md, the margin). Rates in requests per second."""
+
+    throughput: float
+    """X: request throughput of the closed loop at c_ok."""
+    rate_ok: float | None = None
+    """lambda_P: highest rate of independent arrivals that fresh runs confirmed."""
+    rate_bad: float | None = None
+    """The lowest rate above it that did not hold."""
+    unknown: bool = False
+    """No rate is known to hold because measurements were INVALID, not because of the server."""
+    beta: float | None = None
+    """Cost of an output token in prompt tokens, at load."""
+    sigma: float | None = None
+    """Coefficient of variation of the offered work per minute, at that cost."""
+    peak: float | None = None
+    """Its largest over its mean."""
+    factor: float | None = None
+    """F: what lambda_P is divided by for the swings of the expected traffic."""
+    rate_sign: float | None = None
+    """lambda_sign: highest mean rate at which the expected traffic was replayed and held."""
+    replays: int = 0
+    """How often it was replayed, 5 % lower each time."""
+    in_flight_p95: float | None = None
+    """Of that replay."""
+    kv_use_p99: float | None = None
+    """Of that replay."""
+    drifted: bool | None = None
+    """The sentinel after the check had moved by more than 3 % from the first; None = not looked at."""
+
+
+class Recovery(Record, frozen=True, kw_only=True):
+    """What was seen after the break. Ratios are after / before, of a small level of the same requests."""
+
+    broke_at: int
+    """Users of the last level that did not hold."""
+    died: str | None = None
+    """Class of the death where the break ended the server, which was started anew then."""
+    drain_s: float | None = None
+    """From the last request that was sent at the break until nothing was under way."""
+    concurrency: int
+    """Users of the small level."""
+    known: bool = True
+    """Both measurements of the small level are VALID."""
+    tokens_ratio: float | None = None
+    """Of the output throughput."""
+    tpot_ratio: float | None = None
+    """Of the median TPOT."""
+    memory_before_bytes: int | None = None
+    """Peak of the small level before the break, ..."""
+    memory_broken_bytes: int | None = None
+    """... of the level that broke, ..."""
+    memory_after_bytes: int | None = None
+    """... and of the small level after it."""
+
+    @property
+    def slower(self) -> float | None:
+        """By what share it is slower than before, by the worse of its two ratios; negative = faster. None = unknown."""
+        times = [1 / self.tokens_ratio] if self.tokens_ratio else []
+        times += [self.tpot_ratio] if self.tpot_ratio else []
+        return max(times) - 1 if times and self.known else None
+
+    @property
+    def as_before(self) -> bool | None:
+        """Within 3 %."""
+        return None if self.slower is None else abs(math.log1p(self.slower)) <= DRIFT
 
 
 class Stop(Record, frozen=True, kw_only=True):
@@ -161,10 +298,22 @@ class Stop(Record, frozen=True, kw_only=True):
     why: str
     drifted: bool | None = None
     """The sentinels moved by more than 3 %, twice; None = not looked at."""
+    open_loop: OpenLoop | None = None
+    """None: there was none, or it did not come to its end."""
+    recovery: Recovery | None = None
+    """None: there was no break, or nothing was measured after it."""
+    soaked: Literal["PASS", "FAIL", "UNDECIDED", "INVALID"] | None = None
+    """Verdict of the soak; None = there was none, or it did not come to its end."""
 
 
 Step = Literal["held", "not held", "unknown"]
 Script = Generator[Measure, Outcome, Stop]
+Phase = Callable[[SearchRules, Stop, Sequence[Outcome]], Script]
+"""What follows a search: from how it ended and all that was measured to an end with this phase's finding in it.
+
+A phase that has nothing to do returns the end as it was given. It looks at nothing but its arguments and what it is
+sent, so a resumed run goes on as if nothing had happened.
+"""
 
 
 class Bracket(NamedTuple):
@@ -191,8 +340,22 @@ def bracket(history: Iterable[Outcome]) -> Bracket:
 
 
 def searched(outcome: Outcome) -> bool:
-    """Baselines and sentinels look for drift, not for the break."""
-    return outcome.purpose not in ("baseline", "sentinel")
+    """Baselines and sentinels look for drift, and the open-loop check for a rate; none of them for the break."""
+    return outcome.purpose in SEARCHING
+
+
+SEARCHING: frozenset[Purpose] = frozenset(("ladder", "bracket", "bisect", "confirm", "confirm-break", "load"))
+CHECKING: frozenset[Purpose] = frozenset(("prefill", "rate", "confirm-rate", "replay"))
+"""Of the open-loop check."""
+DRIFT = math.log(1.03)
+
+
+def moved(before: Outcome, after: Outcome) -> bool:
+    """Whether a sentinel's median TPOT or throughput is over 3 % from that of an earlier one."""
+    return any(
+        first and last and abs(math.log(last / first)) > DRIFT
+        for first, last in ((before.tpot_ms, after.tpot_ms), (before.tokens_per_s, after.tokens_per_s))
+    )
 
 
 def ending(history: Iterable[Outcome], c_ok: int | None, c_bad: int | None) -> str:

@@ -76,7 +76,7 @@ class ContainerServer(Server):
             lines=self._log.lines,
             secrets=secrets,
         )
-        self.record = completed(self.record, ready, self._order.stack, self._log.lines())
+        self.record = completed(self.record, ready, self._order.stack, self._order.deployment, self._log.lines())
 
     async def stop(self) -> None:
         """End it, and take its last words; it is still there."""
@@ -212,6 +212,7 @@ async def _prepare(
         env=dict(spec.env),
         secret_env=spec.secret_env,
         image=plan.image,
+        context_tokens=order.deployment.context_tokens,
         image_digest=image.digest,
     )
     return plan, record

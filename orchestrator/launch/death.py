@@ -56,6 +56,7 @@ def failure_of(stack: Stack, ended: Exit, lines: Sequence[str], log: Path | None
     """The result that a death is. The engine's word on memory counts more than the log, which seldom sees it coming."""
     evidence = (*ended.evidence, *tail(lines))
     read_log = f"Read {log}." if log is not None else ""
+    fits: int | None = None
     found = stack.find_failure(lines)
     if ended.oom_killed:
         limit = f" at its limit of {ended.limit_bytes / 1024**2:,.0f} MiB" if ended.limit_bytes else ""
@@ -65,7 +66,7 @@ def failure_of(stack: Stack, ended: Exit, lines: Sequence[str], log: Path | None
     elif found is not None:
         failure_class = found.failure_class
         message = f"{stack.title} {ending(ended.code)}: {found.line.strip()[:EVIDENCE_CHARACTERS]}"
-        remedy = found.remedy
+        remedy, fits = found.remedy, found.fits_tokens
         evidence = (*ended.evidence, found.line[:EVIDENCE_CHARACTERS], *tail(lines))
     else:
         failure_class = SERVER_DIED
@@ -78,9 +79,16 @@ def failure_of(stack: Stack, ended: Exit, lines: Sequence[str], log: Path | None
         evidence=evidence,
         exit_code=ended.code,
         oom_killed=ended.oom_killed,
+        fits_tokens=fits,
     )
 
 
 def stack_error(failure: ServerFailure) -> StackError:
     """The same for whoever waits for a server to come up."""
-    return StackError(failure.message, failure.remedy, failure_class=failure.failure_class, evidence=failure.evidence)
+    return StackError(
+        failure.message,
+        failure.remedy,
+        failure_class=failure.failure_class,
+        evidence=failure.evidence,
+        fits_tokens=failure.fits_tokens,
+    )

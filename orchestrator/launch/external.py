@@ -64,4 +64,4 @@ async def open_external(order: Order) -> AsyncIterator[Server]:
         secrets=secrets,
         headers=bearer(secrets),
     )
-    yield ExternalServer(completed(record, ready, order.stack, ()))
+    yield ExternalServer(completed(record, ready, order.stack, deployment, ()))

@@ -147,7 +147,7 @@ class ProcessServer(Server):
             if error.failure_class == PORT_TAKEN:
                 raise self._port_taken() from error
             raise
-        self.record = completed(self.record, ready, self._order.stack, self._log.lines())
+        self.record = completed(self.record, ready, self._order.stack, self._order.deployment, self._log.lines())
 
     async def stop(self) -> None:
         """End the whole tree. Raises HostError if the kernel holds a part of it."""
@@ -240,6 +240,7 @@ async def open_process(order: Order) -> AsyncIterator[Server]:
         argv=planned.spec.argv,
         env=dict(planned.spec.env),
         secret_env=planned.spec.secret_env,
+        context_tokens=order.deployment.context_tokens,
     )
     order.on_starting(record)
     async with guarded(order) as guard, _running(order, planned, record, guard) as server:

@@ -20,7 +20,7 @@ from orchestrator.launch.death import START_TIMEOUT, stack_error, tail
 from orchestrator.launch.log import Secrets
 from orchestrator.launch.running import Order
 from orchestrator.records import Prompt, ServerFailure, ServerRecord
-from stacks.base import Stack
+from stacks.base import Deployment, Stack
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 1.0
@@ -97,14 +97,18 @@ def stream_events(body: bytes) -> list[Any]:
     return events
 
 
-def completed(record: ServerRecord, ready: Ready, stack: Stack, lines: Sequence[str]) -> ServerRecord:
-    """The record of a server that has become ready, with what its log says; a release that the stack does not know is
-    the fact ``version_note``."""
+def completed(
+    record: ServerRecord, ready: Ready, stack: Stack, deployment: Deployment, lines: Sequence[str]
+) -> ServerRecord:
+    """The record of a server that has become ready, with what its log says. A release that the stack does not know is
+    the fact ``version_note``, and another way of computing than was asked for the fact ``path_note``."""
     facts = stack.log_facts(lines)
     told = ready.version or facts.get("version")
     version = None if told is None else str(told)
     if note := stack.version_note(version):
         facts["version_note"] = note
+    if note := stack.path_note(deployment, facts):
+        facts["path_note"] = note
     return msgspec.structs.replace(
         record,
         version=version,

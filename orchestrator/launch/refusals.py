@@ -48,6 +48,11 @@ _PULL = (
         "Write it as registry/repository:tag, in lower case.",
     ),
     Refusal(
+        r"^(?:(?:failed to copy: |httpReadSeeker: |read tcp ).{0,200})?(?:unexpected EOF|connection reset by peer)",
+        "The registry broke off while it sent the image {image}.",
+        "Run again: the layers that came whole are kept.",
+    ),
+    Refusal(
         r"no such host|dial tcp|failed to resolve reference|TLS handshake timeout|i/o timeout|connection reset",
         "The image {image} is not on this machine, and its registry cannot be reached.",
         "Load it first (docker load, docker pull), or check the network and the proxy of the engine.",

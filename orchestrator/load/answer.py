@@ -206,7 +206,7 @@ def spread_counts(counts: Sequence[int] | None, events: int, total: int | None) 
     """Tokens of each event. As the events told; else (None) `total` spread evenly over them; else one each."""
     if counts is not None:
         return tuple(counts)
-    if total is None or events == 0:
+    if total is None or events in (0, total):
         return (1,) * events
     return tuple((i + 1) * total // events - i * total // events for i in range(events))
 

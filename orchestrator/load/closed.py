@@ -16,9 +16,6 @@ from orchestrator.load.tally import Part, StopEarly, never, users_of
 from orchestrator.load.wire import Send
 from orchestrator.records import LevelRun, LevelSpec, Phase, Request, RequestRecord
 
-_MULTIPLE = 10
-"""The measured set closes on a multiple of this if one was asked for, so that it cuts into equal batches."""
-
 
 class _Claim(NamedTuple):
     """The next request of the level, taken by a user."""
@@ -84,11 +81,8 @@ class _Level:
         return "measured"
 
     def _close_if_complete(self, at_ns: int) -> None:
-        tally = self.tally
-        step = _MULTIPLE if self.spec.requests % _MULTIPLE == 0 else 1
-        enough = tally.measured_issued >= self.spec.requests and tally.measured_issued % step == 0
-        if enough and at_ns - (tally.start_ns or at_ns) >= self.spec.min_seconds * NS_PER_S:
-            tally.measured_closed = 1
+        if self.tally.measured_issued == self.tally.measured_in_all(self.spec, at_ns):
+            self.tally.measured_closed = 1
 
     def issue(self, phase: Phase) -> None:
         """Count a request that is sent now."""
@@ -154,7 +148,7 @@ async def run_closed(
         on_record(record)
         if record.phase == "measured" and part.cut is None:
             place = record.seq - part.tally.first_measured
-            if (reason := stop_early(record, place)) is not None:
+            if (reason := stop_early(record, place, part.measured_in_all(spec))) is not None:
                 part.end(reason)
 
     async def user(number: int) -> None:

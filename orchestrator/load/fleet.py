@@ -202,7 +202,7 @@ class _Run:
             self._keep(record)
             if record.phase == "measured" and self._part.cut is None:
                 place = record.seq - self._part.tally.first_measured
-                if (reason := self._stop(record, place)) is not None:
+                if (reason := self._stop(record, place, self._part.measured_in_all(self._load.spec))) is not None:
                     self._part.end(reason)
                     self._tell_all(Abort(reason) if self._load.due else Over(reason))
 

@@ -1,8 +1,4 @@
-"""HTTP/1.1 responses as they arrive: a bounded push parser that keeps when each piece of the body came.
-
-The hot path is one call of `feed` per read, and in the middle of a chunked body that only keeps the bytes and their
-stamp: a number of reads is framed at once, when they are asked for or when the body may have ended.
-"""
+"""HTTP/1.1 responses: a bounded push parser of many reads at once that keeps when each piece of the body came."""
 
 from __future__ import annotations
 
@@ -29,12 +25,8 @@ class ProtocolError(Exception):
     """The server does not speak HTTP/1.1; the message says what was seen."""
 
 
-KEPT_READS = 64
-"""As many reads are framed at once, at most: a few hundredths of a millisecond's work."""
-SHORT_BYTES, LONG_BYTES = 4, 4096
-"""A read of at most the one or at least the other is framed when it comes."""
-_CHUNK_SIZES = {b"%x" % size: size for size in range(1, 1025)}
-"""The usual chunk-size lines: events of up to 1 KiB."""
+_CHUNK_LINES = {size + len(line): line for size in range(1, 2049) if (line := b"%x\r\n" % size)}
+"""The usual chunk of up to 2 KiB: by the length of line and data, the line."""
 
 
 class Arrivals:
@@ -60,6 +52,14 @@ class Arrivals:
         self.ends.append(self.size)
         self.stamps.append(at_ns)
 
+    def add(self, pieces: list[bytes], times: list[int]) -> None:
+        """Pieces of the body, none empty, that came one by one."""
+        ends = list(itertools.accumulate(map(len, pieces), initial=self.size))
+        self.body += b"".join(pieces)
+        self.size = ends[-1]
+        self.ends.extend(ends[1:])
+        self.stamps.extend(times)
+
     def take(self) -> bytes:
         """What has come since the last call."""
         taken = bytes(self.body)
@@ -78,28 +78,11 @@ class Arrivals:
 
 
 class ResponseParser:
-    """One response. `feed` the bytes of each read; `done` tells the end, `surplus` what came behind it."""
+    """One response. `feed` the bytes of the reads; `done` tells the end, `surplus` what came behind it."""
 
     __slots__ = (
-        "_at_chunk",
-        "_chunk_state",
-        "_head_request",
-        "_kept",
-        "_left",
-        "_lengths",
-        "_max_body_bytes",
-        "_pending",
-        "_stamps",
-        "arrivals",
-        "done",
-        "first_byte_ns",
-        "framing",
-        "head_done",
-        "headers",
-        "reason",
-        "status",
-        "surplus",
-        "version",
+        "_chunk_state", "_head_request", "_left", "_max_body_bytes", "_pending", "arrivals", "at_chunk", "done",
+        "first_byte_ns", "framing", "head_done", "headers", "reason", "status", "surplus", "version",
     )  # fmt: skip
 
     def __init__(self, *, head_request: bool = False, max_body_bytes: int) -> None:
@@ -118,34 +101,34 @@ class ResponseParser:
         self._pending = bytearray()
         self._left = 0
         self._chunk_state: Literal["size", "data", "end", "trailer"] = "size"
-        self._at_chunk = False
-        """Before the reads that are kept, the next byte begins a chunk-size line."""
-        self._kept = bytearray()
-        """Reads that are not framed yet, one behind the other, copied so that the buffer of a read is free again."""
-        self._lengths = array("q")
-        self._stamps = array("q")
-        """Length and arrival of each of them."""
+        self.at_chunk = False
+        """The next byte begins a chunk-size line; the body has not ended."""
 
-    def feed(self, data: bytes, stamp_ns: int, kernel: bool) -> bool:
-        """Take the bytes of one read and their arrival. Raises ProtocolError. True: there is news to look at."""
-        if not kernel:
-            self.arrivals.kernel = False
-        # What ends a body ends so, or comes in pieces that small.
-        if self._at_chunk and len(data) > SHORT_BYTES and not data.endswith(b"\r\n\r\n"):
-            self._kept += data
-            self._lengths.append(len(data))
-            self._stamps.append(stamp_ns)
-            if len(self._lengths) < KEPT_READS and len(data) < LONG_BYTES:
-                return False
-            self.settle()
-        else:
-            self._feed_now(data, stamp_ns)
-        return True
+    def feed(self, pieces: Sequence[bytes], stamps: Sequence[int]) -> None:
+        """Take the bytes of each read and their arrival. Raises ProtocolError."""
+        if self.first_byte_ns is None and stamps:
+            self.first_byte_ns = stamps[0]
+        chunks: list[bytes] = []
+        times: list[int] = []
+        for piece, stamp_ns in zip(pieces, stamps, strict=True):
+            line = _CHUNK_LINES.get(len(piece) - 2)
+            if self.at_chunk and line and piece.startswith(line) and piece.endswith(b"\r\n"):
+                chunks.append(piece[len(line) : -2])
+                times.append(stamp_ns)
+            else:
+                self._take_chunks(chunks, times)
+                self._feed_one(piece, stamp_ns)
+        self._take_chunks(chunks, times)
 
-    def _feed_now(self, data: bytes, stamp_ns: int) -> None:
-        self.settle()
-        if self.first_byte_ns is None:
-            self.first_byte_ns = stamp_ns
+    def _take_chunks(self, chunks: list[bytes], times: list[int]) -> None:
+        """One chunk in each read."""
+        if chunks:
+            self.arrivals.add(chunks, times)
+            chunks.clear()
+            times.clear()
+            self._check_size()
+
+    def _feed_one(self, data: bytes, stamp_ns: int) -> None:
         if self.done:
             self.surplus = True
             return
@@ -160,40 +143,6 @@ class ResponseParser:
         if data and not self.done:
             self._take(data, stamp_ns)
 
-    def settle(self) -> None:
-        """Frame the reads that were kept. Raises ProtocolError."""
-        if not self._lengths:
-            return
-        raw, lengths, stamps = bytes(self._kept), self._lengths, self._stamps
-        self._kept.clear()
-        self._lengths, self._stamps = array("q"), array("q")
-        if not self._settle_chunks(raw, lengths, stamps):
-            end = 0
-            for length, stamp_ns in zip(lengths, stamps, strict=True):
-                self._take(raw[end : end + length], stamp_ns)
-                end += length
-
-    def _settle_chunks(self, raw: bytes, lengths: array[int], stamps: array[int]) -> bool:
-        """All at once, if each read was a number of whole chunks; False if not."""
-        parts = raw.split(b"\r\n")
-        lines, pieces = parts[:-1:2], parts[1::2]
-        sizes = list(map(len, pieces))
-        if parts[-1] or list(map(_CHUNK_SIZES.get, lines)) != sizes:
-            return False
-        arrivals = self.arrivals
-        ends = itertools.accumulate(sizes, initial=arrivals.size)
-        raw_sizes = [len(line) + size + 4 for line, size in zip(lines, sizes, strict=True)]
-        end_of = dict(zip(itertools.accumulate(raw_sizes, initial=0), ends, strict=True))
-        found = [end_of.get(raw_end, -1) for raw_end in itertools.accumulate(lengths)]
-        if -1 in found:
-            return False
-        arrivals.body += b"".join(pieces)
-        arrivals.size += sum(sizes)
-        arrivals.ends.extend(found)
-        arrivals.stamps.extend(stamps)
-        self._check_size()
-        return True
-
     def _check_size(self) -> None:
         if self.arrivals.size > self._max_body_bytes:
             raise ProtocolError(f"the body is longer than {self._max_body_bytes} bytes")
@@ -206,14 +155,13 @@ class ResponseParser:
         finally:  # what came before the fault came at its time
             if (length := len(arrivals.body) - before) > 0:
                 arrivals.stamp(length, stamp_ns)
-        self._at_chunk = (
+        self.at_chunk = (
             self.framing == "chunked" and self._chunk_state == "size" and not self._pending and not self.done
         )
         self._check_size()
 
     def end_of_stream(self) -> bool:
-        """The server closed. True if that is a proper end of the response. Raises ProtocolError."""
-        self.settle()
+        """The server closed. True if that is a proper end of the response."""
         if self.head_done and self.framing == "close":
             self.done = True
         return self.done

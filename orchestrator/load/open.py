@@ -141,7 +141,7 @@ class _Level:
         self._client.keep(record)
         if record.phase == "measured" and not self.enough.done():
             place = record.seq - self._tally.first_measured
-            if (reason := self._client.stop_early(record, place)) is not None:
+            if (reason := self._client.stop_early(record, place, self._part.measured_in_all(self._spec))) is not None:
                 self.enough.set_result(reason)
         return record
 

@@ -1,11 +1,12 @@
 """When bytes reached this machine: the kernel's receive time, moved to the monotonic clock.
 
-The kernel stamps packets with the real-time clock (SO_TIMESTAMPNS); arrival = stamp - (real now - monotonic now). Both
-clocks are looked at in every read. While they stand as far apart as they did (`_STEADY_NS`), the known offset holds.
-Otherwise it is measured as a network clock is: the real-time clock between two looks at the monotonic one, again when
-we were interrupted between them, so it is wrong by at most half of `_WINDOW_NS`. A slew is followed that way. If the
-offset moved by more than a slew can since the last read, the real-time clock was set: no stamp from before that moment
-is used. A read without a usable stamp takes the monotonic now, as it does where the kernel gives none, and says so.
+The kernel stamps packets with the real-time clock (SO_TIMESTAMPNS); arrival = stamp - (real now - monotonic now). Reads
+come in rounds (reads.py), and both clocks are looked at before and after each round. While they stand as far apart as
+they did (`_STEADY_NS`), the known offset holds. Otherwise it is measured as a network clock is: the real-time clock
+between two looks at the monotonic one, again when we were interrupted between them, so it is wrong by at most half of
+`_WINDOW_NS`. A slew is followed that way. If the offset moved by more than a slew can, the real-time clock was set: no
+stamp of that round, and none from before that moment, is used. A read without a usable stamp takes the time of its
+round's end, or the monotonic now where the kernel gives none, and says so.
 
 A socket keeps one stamp for all that waits in it, that of the last packet. So the stamp of an event is its own if the
 event was read before its successor came.
@@ -13,88 +14,116 @@ event was read before its successor came.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import sys
 import time
+from array import array
+from collections.abc import Sequence
 
 from orchestrator.clock import now_ns
 from orchestrator.host import SO_TIMESTAMPNS
 
 _TIMESPEC = struct.Struct("@qq")
-_unpack = _TIMESPEC.unpack
-_SPACE = socket.CMSG_SPACE(_TIMESPEC.size) if hasattr(socket, "CMSG_SPACE") else 0
-READ_BYTES = 16 * 1024
+CONTROL_BYTES = socket.CMSG_SPACE(_TIMESPEC.size) if hasattr(socket, "CMSG_SPACE") else 0
+"""Room for a stamp, as `recvmsg` takes it."""
 _STEADY_NS = 1_000
 """Two looks that follow each other lie 0.1 to 0.3 us apart, so clocks that seem this much apart more have not moved."""
 _STEP_NS = 100_000
-"""More than the clocks can drift apart between two reads by slewing (500 ppm over 100 ms is 50 us), plus scheduling."""
+"""More than the clocks can drift apart between two looks by slewing (500 ppm over 100 ms is 50 us), plus scheduling."""
 _MAX_SLEW = 0.001
 _WINDOW_NS = 5_000
 """The two looks at the monotonic clock lie this close together; undisturbed they are 0.1 to 0.3 us apart."""
 _LOOKS = 4
 
-Read = tuple[bytes, int, bool]
-"""Data (empty at the end of the stream), arrival in ns of CLOCK_MONOTONIC, and whether the kernel stamped it."""
+Stamp = bytes | int
+"""The kernel's time of a read as it gives it (a timespec of the real-time clock), or the monotonic now, ns."""
+
+
+class Round:
+    """Reads that were made one after another, between two looks at the clocks."""
+
+    __slots__ = ("begun_ns", "offset_ns", "seen_ns", "set_ns")
+
+    def __init__(self, begun_ns: int, offset_ns: int | None, set_ns: int) -> None:
+        self.begun_ns = begun_ns
+        self.offset_ns = offset_ns
+        """Real-time clock minus monotonic clock; None = not known, or the clock was set meanwhile."""
+        self.set_ns = set_ns
+        """No kernel stamp from before this is worth anything."""
+        self.seen_ns = begun_ns
+        """The last look at the clocks: its reads up to then were made by then."""
+
+    def arrival(self, stamp: Stamp) -> tuple[int, bool]:
+        """Arrival of one of its reads, ns of CLOCK_MONOTONIC, and whether the kernel told it."""
+        if isinstance(stamp, int):
+            return stamp, False
+        if self.offset_ns is None:
+            return self.seen_ns, False
+        seconds, nanoseconds = _TIMESPEC.unpack(stamp)
+        at_ns = seconds * 1_000_000_000 + nanoseconds - self.offset_ns
+        if self.set_ns <= at_ns <= self.seen_ns:
+            return at_ns, True
+        return self.seen_ns, self.set_ns < self.seen_ns < at_ns <= self.seen_ns + _WINDOW_NS
 
 
 class RealClock:
     """How far the real-time clock stands before the monotonic one, as far as stamps need to know."""
 
-    __slots__ = ("offset_ns", "seen_ns", "set_ns")
+    __slots__ = ("_offset_ns", "_seen_ns", "_set_ns")
 
     def __init__(self) -> None:
-        self.offset_ns: int | None = None
-        self.seen_ns = 0
+        self._offset_ns: int | None = None
+        self._seen_ns = 0
         """When the offset was last seen to hold."""
-        self.set_ns = 0
-        """When it was last seen that the clock had been set: no stamp from before is worth anything."""
+        self._set_ns = 0
+        """When it was last seen that the clock had been set."""
 
-    def look(self, mono: int) -> int | None:
+    def begin(self) -> Round:
+        """A round of reads begins now."""
+        mono = now_ns()
+        offset = self._offset_ns
+        if offset is not None and -_STEADY_NS < time.time_ns() - mono - offset < _STEADY_NS:
+            self._seen_ns = mono
+        else:
+            offset = self._look(mono)
+        return Round(mono, offset, self._set_ns)
+
+    def see(self, reads: Round) -> None:
+        """Its reads so far are over: did the clocks stay as they were?"""
+        mono = reads.seen_ns = now_ns()
+        offset = reads.offset_ns
+        if offset is None or -_STEADY_NS < time.time_ns() - mono - offset < _STEADY_NS:
+            return
+        if self._look(mono) is None or self._set_ns > reads.set_ns:
+            reads.offset_ns = None
+
+    def _look(self, mono: int) -> int | None:
         """Measure the offset anew; None if that did not succeed."""
         offset = clock_offset_ns()
         if offset is None:
             return None
-        known, since = self.offset_ns, mono - self.seen_ns
+        known, since = self._offset_ns, mono - self._seen_ns
         if known is not None and abs(offset - known) > _STEP_NS + since * _MAX_SLEW:
-            self.set_ns = mono
-        self.offset_ns, self.seen_ns = offset, mono
+            self._set_ns = mono
+        self._offset_ns, self._seen_ns = offset, mono
         return offset
 
 
-class StampedReader:
-    """Non-blocking reads from one socket. `kernel=False` never asks the kernel (to compare with)."""
-
-    __slots__ = ("_clock", "_kernel", "_recvmsg", "_sock")
-
-    def __init__(self, sock: socket.socket, *, kernel: bool = True, clock: RealClock | None = None) -> None:
-        self._sock = sock
-        self._clock = clock or RealClock()
-        self._kernel = kernel and _enable(sock)
-        self._recvmsg = sock.recvmsg if self._kernel else None
-
-    def read(self) -> Read:
-        """Raises BlockingIOError when there is nothing, and OSError as recv does."""
-        if self._recvmsg is None:
-            data = self._sock.recv(READ_BYTES)
-            return data, now_ns(), False
-        data, ancillary, _, _ = self._recvmsg(READ_BYTES, _SPACE)
-        mono = now_ns()
-        if not ancillary or ancillary[0][1] != SO_TIMESTAMPNS:
-            return data, mono, False
-        clock = self._clock
-        offset = clock.offset_ns
-        if offset is not None and -_STEADY_NS < time.time_ns() - mono - offset < _STEADY_NS:
-            clock.seen_ns = mono
-        else:
-            offset = clock.look(mono)
-            if offset is None:
-                return data, mono, False
-        seconds, nanoseconds = _unpack(ancillary[0][2])
-        stamp = seconds * 1_000_000_000 + nanoseconds - offset
-        if clock.set_ns <= stamp <= mono:
-            return data, stamp, True
-        return data, mono, clock.set_ns < mono < stamp <= mono + _WINDOW_NS
+def arrivals(stamps: Sequence[Stamp], rounds: Sequence[Round]) -> tuple[list[int], bool]:
+    """Arrival of each read, ns of CLOCK_MONOTONIC, and whether the kernel told them all."""
+    last = rounds[-1]
+    with contextlib.suppress(TypeError):  # a stamp that is no timespec, an offset that is not known
+        times = array("q", b"".join(stamps))  # type: ignore[arg-type]
+        at_ns = [
+            s * 1_000_000_000 + ns - reads.offset_ns  # type: ignore[operator]
+            for s, ns, reads in zip(times[::2], times[1::2], rounds, strict=True)
+        ]
+        if last.set_ns <= min(at_ns) and max(at_ns) <= last.seen_ns:
+            return at_ns, True
+    found = [reads.arrival(stamp) for stamp, reads in zip(stamps, rounds, strict=True)]
+    return [at for at, _ in found], all(kernel for _, kernel in found)
 
 
 def clock_offset_ns() -> int | None:
@@ -114,7 +143,7 @@ class StampsKept:
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        if sys.platform == "linux" and _enable(self._socket):
+        if sys.platform == "linux" and stamp_reads(self._socket):
             self._await_first()
 
     def _await_first(self) -> None:
@@ -125,7 +154,7 @@ class StampsKept:
         while now_ns() < give_up_ns:
             try:
                 self._socket.sendto(b"?", self._socket.getsockname())
-                _, ancillary, _, _ = self._socket.recvmsg(1, _SPACE)
+                _, ancillary, _, _ = self._socket.recvmsg(1, CONTROL_BYTES)
             except OSError:  # no loopback, or nothing came: the records will say which stamps they have
                 return
             if ancillary:
@@ -135,7 +164,8 @@ class StampsKept:
         self._socket.close()
 
 
-def _enable(sock: socket.socket) -> bool:
+def stamp_reads(sock: socket.socket) -> bool:
+    """Ask the kernel to stamp what comes; False if it does not for such a socket."""
     if sys.platform != "linux" or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return False
     try:

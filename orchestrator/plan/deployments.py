@@ -219,6 +219,9 @@ def _check_launch(deployment: Deployment, stack: Stack, key: str, findings: Find
         findings.add(
             f"{key}.command", f"is missing, and {stack.title} has no default command.", "Say what starts the server."
         )
+    if deployment.on_no_room != "fail" and (launch == "external" or not stack.tells_what_fits):
+        why = "the server is not ours to start" if launch == "external" else f"{stack.title} tells no length that fits"
+        findings.add(f"{key}.on_no_room", f'is "{deployment.on_no_room}", but {why}.', "Set context_tokens yourself.")
     for name, kinds in _USED_BY.items():
         if getattr(deployment, name) and launch not in kinds:
             needed = " or ".join(f'"{kind}"' for kind in kinds)

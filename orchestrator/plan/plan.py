@@ -6,12 +6,15 @@ import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 
-from orchestrator.plan.settings import Budget, Client, ModelSettings, Ramp, WorkloadSettings
-from orchestrator.records import SCHEMA, Slo
+from orchestrator.plan.expected import is_checked
+from orchestrator.plan.settings import Budget, Client, Frontier, ModelSettings, OpenLoop, Ramp, Soak, WorkloadSettings
+from orchestrator.records import SCHEMA, Demand, Slo
 from stacks.base import Deployment
+from workloads.expected import Expected
 from workloads.workload import Workload
 
 _START_SECONDS = {"docker": 180.0, "process": 60.0, "external": 5.0}
@@ -20,6 +23,8 @@ _FILE_START_SECONDS, _FILE_BYTES_PER_SECOND = 3.0, 200e6
 """The same of a process that serves one local file: it has no library of kernels to load, but the file."""
 
 
+_RATES = 6
+"""Usual number of levels at a rate: three on the way and three fresh runs; for the estimate only."""
 _FULL_REQUESTS, _FULL_CONFIRMATIONS = 800, 6
 """Usual size of a level of the full method, and its usual number of fresh runs at both ends; for the estimate only."""
 
@@ -48,11 +53,19 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     model: ModelSettings
     deployments: tuple[Deployment, ...]
     workloads: tuple[WorkloadSettings, ...]
+    """Those of the frontier come last."""
     ramp: Ramp
+    open_loop: OpenLoop = OpenLoop()
+    demand: Demand = Demand()
+    """[demand]: what the launch needs. A cell of which less may be signed is REFUSED."""
+    soak: Soak = Soak()
     budget: Budget
     client: Client = Client()
+    frontier: Frontier | None = None
     lengths: Mapping[str, Workload]
     """The length pairs of each workload, by its name."""
+    expected: Mapping[str, Expected] = MappingProxyType({})
+    """The traffic expected of each workload, where anything is known of it and the check is made."""
 
     @property
     def name(self) -> str:
@@ -81,6 +94,29 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         """The length pairs that a cell draws its requests from."""
         return self.lengths[cell.workload.name]
 
+    def frontier_prompt_tokens(self, workload: WorkloadSettings) -> int | None:
+        """The prompt length for which a workload stands on the frontier; None for those of the plan's own."""
+        lengths = self.frontier.prompt_tokens if self.frontier else ()
+        return next((n for n in lengths if self.frontier and self.frontier.workload_name(n) == workload.name), None)
+
+    def ramp_of(self, workload: WorkloadSettings) -> Ramp:
+        """How the concurrency is raised under a workload."""
+        if self.frontier is None or self.frontier_prompt_tokens(workload) is None:
+            return self.ramp
+        return msgspec.structs.replace(self.ramp, precision=self.frontier.precision)
+
+    def is_searched(self, workload: WorkloadSettings) -> bool:
+        """Whether anything may follow the search: a fixed ladder is none, and along the frontier it stands alone."""
+        return not workload.levels and self.frontier_prompt_tokens(workload) is None
+
+    def soak_seconds(self, workload: WorkloadSettings) -> float | None:
+        """Length of the soak that follows; None = there is none."""
+        return 60 * self.soak.minutes if self.soak.minutes is not None and self.is_searched(workload) else None
+
+    def is_checked(self, workload: WorkloadSettings) -> bool:
+        """Whether the open-loop check follows the search; a fixed ladder has none, nor has the frontier."""
+        return is_checked(self.open_loop, self.ramp) and self.is_searched(workload)
+
     def _fingerprint(self, deployment: Deployment, workload: WorkloadSettings) -> str:
         document = {
             "schema": SCHEMA,
@@ -91,8 +127,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             "model_file_bytes": _file_bytes(deployment),
             "workload": workload,
             "pairs": self.lengths[workload.name].sha256(),
-            "ramp": self.ramp,
+            "ramp": self.ramp_of(workload),
         }
+        if self.is_checked(workload):
+            traffic = self.expected.get(workload.name)
+            document["open_loop"] = self.open_loop
+            document["expected"] = "" if traffic is None else traffic.sha256()
+        if (soak := self.soak_seconds(workload)) is not None:
+            document["soak_seconds"] = soak
         return hashlib.sha256(msgspec.json.encode(document, order="sorted")).hexdigest()
 
     def expected_seconds(self, cell: Cell) -> float:
@@ -103,10 +145,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         start takes 3 min in Docker, 1 min as a process, and seconds where a process serves one local file.
         """
         allowed_s = self._allowed_seconds(cell)
-        levels = cell.workload.levels or self._search_levels()
+        levels = cell.workload.levels or self._search_levels(self.ramp_of(cell.workload))
+        if self.ramp.recovery and self.is_searched(cell.workload):
+            levels = [*levels, self.ramp.start]
         shares = (0.15 + 0.45 * min(1.0, concurrency / self._middle()) for concurrency in levels)
         times = (self._level_seconds(c, share * allowed_s) for c, share in zip(levels, shares, strict=True))
-        return _start_seconds(cell.deployment) + sum(times)
+        soak = self.soak_seconds(cell.workload) or 0.0
+        return _start_seconds(cell.deployment) + sum(times) + self._check_seconds(cell, allowed_s) + soak
 
     def expected_total_seconds(self) -> float:
         """Rough time of the whole run: that of its cells, and the budget where that is less."""
@@ -124,9 +169,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     def _middle(self) -> float:
         return math.sqrt(self.ramp.start * self.ramp.max)
 
-    def _search_levels(self) -> list[int]:
+    def _search_levels(self, ramp: Ramp) -> list[int]:
         """Ladder up to the break and one beyond, bisection, confirmations on both sides."""
-        ramp = self.ramp
         middle = self._middle()
         doublings = max(0, math.ceil(math.log(middle / ramp.start) / math.log(ramp.factor)))
         ladder = [min(ramp.max, round(ramp.start * ramp.factor**step)) for step in range(doublings + 2)]
@@ -134,6 +178,17 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         bisections = math.ceil(math.log2(max(1.0, gap)))
         confirmations = _FULL_CONFIRMATIONS if ramp.method == "full" else 2 * ramp.confirm
         return ladder + [round(middle)] * (bisections + confirmations)
+
+    def _check_seconds(self, cell: Cell, allowed_s: float) -> float:
+        """Of the open-loop check: the probe, and so many rates and replays, at what the middle of the ladder does."""
+        if not self.is_checked(cell.workload):
+            return 0.0
+        own, request_s = self.open_loop, 0.6 * allowed_s
+        rate = 0.8 * self._middle() / request_s
+        level_s = 1.25 * max(own.min_seconds, 20 * request_s, max(own.requests, 10 * self._middle()) / rate)
+        replay = self.expected.get(cell.workload.name)
+        replay_s = 0.0 if replay is None else max(level_s, min(own.replay_seconds, replay.length_s(rate)))
+        return own.prefill_seconds + _RATES * level_s + replay_s
 
     def _level_seconds(self, concurrency: int, request_s: float) -> float:
         ramp = self.ramp

@@ -8,19 +8,21 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import PlanError, Problem
 from orchestrator.plan.deployments import Surroundings, read_defaults, read_deployment
+from orchestrator.plan.expected import expected_traffic
+from orchestrator.plan.frontier import frontier_workloads, read_frontier
 from orchestrator.plan.overrides import apply_overrides
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.secrets import secret_places
-from orchestrator.plan.settings import Budget, Client, ModelSettings, Ramp, WorkloadSettings
+from orchestrator.plan.settings import Budget, Client, Frontier, ModelSettings, OpenLoop, Ramp, Soak, WorkloadSettings
 from orchestrator.plan.tables import Findings, is_deeper_than, shown
 from orchestrator.plan.workloads import read_workload, within_context
-from orchestrator.records import Slo
+from orchestrator.records import Demand, Slo
 from stacks.base import Deployment
 from workloads.workload import Workload
 
@@ -30,7 +32,10 @@ DEEPEST = 16
 MOST_ENTRIES = 256
 """Deployments, and workloads, of one plan."""
 
-_KEYS = ("title", "seed", "model", "slo", "defaults", "deployment", "workload", "ramp", "budget", "client")
+_KEYS = (
+    "title", "seed", "model", "slo", "defaults", "deployment", "workload", "frontier", "ramp", "open_loop", "demand",
+    "soak", "budget", "client",
+)  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._]|-(?!-)){0,62}[A-Za-z0-9]|[A-Za-z0-9]")
 
 
@@ -102,11 +107,16 @@ def _read(
     model = findings.read_optional(document, ModelSettings, "model")
     slo = findings.read_optional(document, Slo, "slo")
     ramp = findings.read_optional(document, Ramp, "ramp")
+    open_loop = findings.read_optional(document, OpenLoop, "open_loop")
+    demand = findings.read_optional(document, Demand, "demand")
+    soak = findings.read_optional(document, Soak, "soak")
     budget = findings.read_optional(document, Budget, "budget")
     client = findings.read_optional(document, Client, "client")
     deployments = _deployments(document, model, around, findings)
-    workloads, lengths = _workloads(document, seed, around.base, deployments, findings)
+    frontier = read_frontier(document, findings)
+    workloads, lengths = _workloads(document, seed, around.base, deployments, frontier, findings)
     _check_ramp(ramp, findings)
+    expected = expected_traffic(open_loop, ramp, workloads, lengths, around.base, findings)
     return Plan(
         text=text,
         path=around.base / name,
@@ -118,9 +128,14 @@ def _read(
         deployments=deployments,
         workloads=workloads,
         ramp=ramp,
+        open_loop=open_loop,
+        demand=demand,
+        soak=soak,
         budget=budget,
         client=client,
+        frontier=frontier,
         lengths=lengths,
+        expected=expected,
     )
 
 
@@ -147,37 +162,50 @@ def _deployments(
     tables = findings.tables(document.get("deployment"), "deployment", MOST_ENTRIES)
     defaults = read_defaults(findings.table(document.get("defaults"), "defaults"), findings)
     read = [read_deployment(t, f"deployment[{i}]", model, defaults, around, findings) for i, t in enumerate(tables)]
-    _check_names([None if d is None else d.name for d in read], "deployment", findings)
+    _check_names(((f"deployment[{i}]", d.name if d else None) for i, d in enumerate(read)), findings)
     return tuple(deployment for deployment in read if deployment is not None)
 
 
 def _workloads(
-    document: Mapping[str, Any], seed: int, base: Path, deployments: Sequence[Deployment], findings: Findings
+    document: Mapping[str, Any],
+    seed: int,
+    base: Path,
+    deployments: Sequence[Deployment],
+    frontier: Frontier | None,
+    findings: Findings,
 ) -> tuple[tuple[WorkloadSettings, ...], dict[str, Workload]]:
-    tables = findings.tables(document.get("workload"), "workload", MOST_ENTRIES)
+    """Those of the plan, which may be none where there is a frontier, and then those of the frontier."""
+    none_needed = "frontier" in document and "workload" not in document
+    tables = [] if none_needed else findings.tables(document.get("workload"), "workload", MOST_ENTRIES)
     read = [read_workload(t, f"workload[{i}]", seed, base, findings) for i, t in enumerate(tables)]
-    _check_names([None if w is None else w[0].name for w in read], "workload", findings)
     fitted = [
         (within_context(*entry, deployments, f"workload[{i}]", findings), entry[1])
         for i, entry in enumerate(read)
         if entry is not None
     ]
-    return tuple(settings for settings, _ in fitted), {settings.name: workload for settings, workload in fitted}
+    along = [] if frontier is None else frontier_workloads(frontier, deployments, findings)
+    own = [(f"workload[{i}]", w[0].name if w else None) for i, w in enumerate(read)]
+    _check_names([*own, *(("frontier", settings.name) for settings, _ in along)], findings)
+    every = [*fitted, *along]
+    return tuple(settings for settings, _ in every), {settings.name: workload for settings, workload in every}
 
 
-def _check_names(names: Sequence[str | None], key: str, findings: Findings) -> None:
-    """Names become folders and containers: safe everywhere, and different even where case does not count."""
-    seen: dict[str, int] = {}
-    for number, name in enumerate(names):
-        if name is None:
+def _check_names(named: Iterable[tuple[str, str | None]], findings: Findings) -> None:
+    """Names become folders and containers: safe everywhere, and different even where case does not count.
+
+    `named`: (whose, name); None = it has none that could be read.
+    """
+    seen: dict[str, str] = {}
+    for whose, name in named:
+        where = f"{whose}.name"
+        if name is None or findings.told(where):
             continue
-        where = f"{key}[{number}].name"
         if not _NAME.fullmatch(name):
             rule = 'use letters, digits, ".", "_" and single "-", at most 64, a letter or digit at both ends'
             findings.add(where, f"found {shown(name)}: {rule}.")
-        first = seen.setdefault(name.lower(), number)
-        if first != number:
-            findings.add(where, f"{shown(name)} is the name of {key}[{first}] too.", "Give each a name of its own.")
+        first = seen.setdefault(name.lower(), whose)
+        if first != whose:
+            findings.add(where, f"{shown(name)} is the name of {first} too.", "Give each a name of its own.")
 
 
 def _check_ramp(ramp: Ramp, findings: Findings) -> None:

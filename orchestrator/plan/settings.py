@@ -43,6 +43,20 @@ class WorkloadSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Concurrencies to measure instead of a search."""
 
 
+class Frontier(msgspec.Struct, frozen=True, kw_only=True):
+    """[frontier]: the break along the prompt length. Each length becomes a workload of its own, of constant lengths."""
+
+    prompt_tokens: tuple[int, ...]
+    output_tokens: int = 128
+    name: str = "prompt"
+    """The workloads are called `NAME-LENGTH`."""
+    precision: float = 0.10
+    """Of the searches along the frontier, in place of the one in [ramp]: a curve needs no finer points."""
+
+    def workload_name(self, prompt_tokens: int) -> str:
+        return f"{self.name}-{prompt_tokens}"
+
+
 class Ramp(msgspec.Struct, frozen=True, kw_only=True):
     """[ramp]: how the concurrency is raised and how long a level is held (METHOD.md, closed-loop level)."""
 
@@ -68,6 +82,36 @@ class Ramp(msgspec.Struct, frozen=True, kw_only=True):
     warmup_generations: float = 3.0
     filler_seconds: float = 30.0
     deadline_seconds: float = 600.0
+    recovery: bool = True
+    """After a break the lowest level that held is measured once more: does the server serve as before?"""
+
+
+class OpenLoop(msgspec.Struct, frozen=True, kw_only=True):
+    """[open_loop]: what follows a search: independent arrivals at rising rates, and the expected traffic, replayed."""
+
+    check: bool | None = None
+    """None: where `ramp.method` is full."""
+    trace: str | None = None
+    """The traffic expected at launch: a file of requests with time stamps. Without it and `arrivals`: the workload's
+    own trace, or the bins of its preset."""
+    arrivals: str | None = None
+    """Instead: a preset whose swings are expected, or a law: `poisson`, `gamma:CV`."""
+    requests: int = 1600
+    """Measured requests of an open level, at least; and at least ten times what holds ..."""
+    min_seconds: float = 300.0
+    """... for at least this long, and at least 20 times the time of a request."""
+    replay_seconds: float = 1800.0
+    """Of a traffic that is longer, this much is replayed: its busiest stretch."""
+    prefill_seconds: float = 60.0
+    """Of the probe that tells what an output token costs."""
+    max_in_flight: int = 16384
+    """Safety cap: a request that is due beyond it is not sent, and counts as failed."""
+
+
+class Soak(msgspec.Struct, frozen=True, kw_only=True):
+    """[soak]: one long level at the recommended number of users, after everything else. None = no soak."""
+
+    minutes: float | None = None
 
 
 class Budget(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,6 +182,11 @@ BOUNDS = {
     "warmup_generations": Bound(0, 1000),
     "filler_seconds": Bound(0, 86_400),
     "deadline_seconds": Bound(0, 86_400, above=True),
+    "replay_seconds": Bound(1, 604_800),
+    "prefill_seconds": Bound(0, 86_400, above=True),
+    "max_in_flight": _COUNT,
+    "users": _COUNT,
+    "rate_per_s": _POSITIVE,
     "minutes": Bound(0, 100_000, above=True),
 }
 """By key; a key means the same in every table. Each element of a list is held to its key's bound."""

@@ -103,12 +103,16 @@ def _built(
         return None
 
 
+def smallest_context(deployments: Sequence[Deployment]) -> tuple[int | None, str]:
+    """The context in tokens that every deployment has, and which has no more; None where none says."""
+    return min(((d.context_tokens, d.name) for d in deployments if d.context_tokens is not None), default=(None, ""))
+
+
 def within_context(
     settings: WorkloadSettings, workload: Workload, deployments: Sequence[Deployment], key: str, findings: Findings
 ) -> WorkloadSettings:
     """The settings with the context that every deployment of the plan has; problems where the requests do not fit."""
-    limits = [(d.context_tokens, d.name) for d in deployments if d.context_tokens is not None]
-    smallest, owner = min(limits, default=(None, ""))
+    smallest, owner = smallest_context(deployments)
     asked = settings.context_tokens
     if asked is not None:
         if smallest is not None and asked > smallest:

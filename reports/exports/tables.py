@@ -29,9 +29,9 @@ _COUNTS = (
 
 
 def level_rows(result: Result) -> Iterator[Row]:
-    """One row for each level, in the order of the report."""
+    """One row for each level, in the order of the report; those of the open-loop check after the others of a cell."""
     for cell in result.cells:
-        for level in cell.levels:
+        for level in (*cell.levels, *cell.checks):
             yield _level_row(cell, level)
 
 
@@ -48,6 +48,7 @@ def _level_row(cell: CellResult, level: LevelResult) -> Row:
         "attempt": level.attempt,
         "purpose": level.purpose,
         "concurrency": level.concurrency,
+        "rate_per_s": level.rate_per_s,
         "seed": level.seed,
         "workload_sha256": level.workload_sha256,
         "valid": level.verdict.valid,
@@ -73,17 +74,19 @@ def _level_row(cell: CellResult, level: LevelResult) -> Row:
 def request_rows(run: Run) -> Iterator[Row]:
     """One row for each request of every committed level, all phases, in issue order."""
     for cell in run.cells:
-        for level in cell.levels:
-            place = {"cell": cell.asked.cell, "level": level.commit.level, "concurrency": level.concurrency}
+        for level in (*cell.levels, *cell.checks):
+            spec = level.commit.run.spec
+            place: Row = {"cell": cell.asked.cell, "level": level.commit.level, "concurrency": spec.concurrency}
+            place["rate_per_s"] = spec.rate_per_s
             for record in sorted(level.records(), key=lambda r: r.seq):
-                yield place | _request_row(record, run.asked.slo)
+                yield place | _request_row(record, run.asked.slo, from_due=spec.is_open)
 
 
 def _ms(ns: float | None) -> float | None:
     return None if ns is None else ns / NS_PER_MS
 
 
-def _request_row(r: RequestRecord, slo: Slo) -> Row:
+def _request_row(r: RequestRecord, slo: Slo, *, from_due: bool) -> Row:
     return {
         "seq": r.seq,
         "request_id": r.request_id,
@@ -96,7 +99,7 @@ def _request_row(r: RequestRecord, slo: Slo) -> Row:
         "ttft_ms": _ms(ttft_ns(r)),
         "tpot_ms": _ms(tpot_ns(r)),
         "e2e_ms": _ms(e2e_ns(r)),
-        "good": is_good(r, slo),
+        "good": is_good(r, slo, from_due=from_due),
         "asked_in": r.asked_in,
         "asked_out": r.asked_out,
         "in_tokens": r.in_tokens,

@@ -25,6 +25,7 @@ class Health(NamedTuple):
     levels: int
     invalid: int
     loop_lag_ms: float | None
+    read_backlog_ms: float | None
     send_lag_ms: float | None
     cpu_share: float | None
     """CPU of the load generator, in processors."""
@@ -56,8 +57,12 @@ class Sureness(NamedTuple):
     loop_lag_ms: float
 
 
+_NOTES = ("version_note", "path_note")
+"""Facts of a server that a reader must know: its release is not known, or it computes otherwise than was asked."""
+
+
 class Remark(NamedTuple):
-    """Something that was said of one level."""
+    """Something that was said of one level, or of a server."""
 
     where: str
     what: str
@@ -117,14 +122,15 @@ def _least(values: Sequence[float | None]) -> float | None:
 
 
 def _health(cell: CellResult) -> Health:
-    levels = cell.levels
-    served = [level.stats.mean_out_tokens for level in levels if level.stats.mean_out_tokens is not None]
+    levels = (*cell.levels, *cell.checks)
+    served = [v.stats.mean_out_tokens for v in cell.levels if v.stats.mean_out_tokens is not None]
     return Health(
         deployment=cell.asked.deployment,
         workload=cell.asked.workload,
         levels=len(levels),
         invalid=sum(not level.verdict.valid for level in levels),
         loop_lag_ms=_worst([level.health.loop_lag_ms_p99 for level in levels]),
+        read_backlog_ms=_worst([level.health.read_backlog_ms_p99 for level in levels]),
         send_lag_ms=_worst([level.health.send_lag_ms_p99 for level in levels]),
         cpu_share=_worst([level.health.cpu_s / level.health.wall_s for level in levels if level.health.wall_s > 0]),
         kernel_share=_least([level.health.kernel_share for level in levels]),
@@ -138,15 +144,18 @@ def _health(cell: CellResult) -> Health:
 
 def _in_flight(level: LevelResult) -> float | None:
     mean = level.stats.mean_in_flight
-    return None if mean is None else mean / level.concurrency
+    return None if mean is None or level.rate_per_s is not None else mean / level.concurrency
 
 
 def remarks(result: Result) -> tuple[Remark, ...]:
-    """Why levels are invalid, what is flagged, and verdicts that the raw records do not give again."""
+    """What a server's log warns of, why levels are invalid, what is flagged, and verdicts that the raw records do not
+    give again."""
     found = []
     for cell in result.cells:
-        for level in cell.levels:
-            where = f"{cell.asked.deployment}, {cell.asked.workload}, {level.concurrency} users"
+        notes = [server.facts[name] for server in cell.servers for name in _NOTES if name in server.facts]
+        found += [Remark(f"{cell.asked.deployment}, {cell.asked.workload}", str(note)) for note in dict.fromkeys(notes)]
+        for level in (*cell.levels, *cell.checks):
+            where = f"{cell.asked.deployment}, {cell.asked.workload}, {_place(level)}"
             found += [Remark(where, f"INVALID: {reason}") for reason in level.verdict.invalid]
             found += [Remark(where, flag) for flag in level.verdict.flags]
             if level.cut:
@@ -154,6 +163,10 @@ def remarks(result: Result) -> tuple[Remark, ...]:
             if level.judged_again == "differs":
                 found.append(Remark(where, "The stored verdict is not the one that the raw records give now."))
     return tuple(found)
+
+
+def _place(level: LevelResult) -> str:
+    return f"{level.concurrency} users" if level.rate_per_s is None else f"{significant(level.rate_per_s)} requests/s"
 
 
 def notes(result: Result) -> tuple[str, ...]:

@@ -247,7 +247,10 @@ def _chart(columns: Sequence[Column]) -> tuple[Markup | None, tuple[str, ...]]:
 
 def common_level(cells: Sequence[CellResult]) -> list[LevelResult] | None:
     """The highest concurrency that every cell measured validly and with enough requests, as one level each: one that
-    all of them held, if there is one, for a level that broke may have ended early. None if there is none."""
+    all of them held, if there is one, for a level that broke may have ended early. None if there is none, and where the
+    cells were not asked for the same: one had room for a shorter context only."""
+    if len({cell.cut_to for cell in cells}) > 1:
+        return None
     latest = [
         {v.concurrency: v for v in cell.levels if v.verdict.valid and v.stats.offered >= _LEAST["p50"]}
         for cell in cells
@@ -273,6 +276,9 @@ def _served_rows(columns: Sequence[Column], workload: str) -> tuple[Row, ...]:
             Row("Breaks at, users", "c_bad", tuple(count(value) for value in breaks), _changed(breaks[-1], breaks[0])),
         ]
     present = [cell for cell in cells if cell is not None]
+    if any(cell.shrunk_to for cell in present):
+        contexts = [cell.shrunk_to or cell.asked.context_tokens if cell is not None else None for cell in cells]
+        rows.append(Row("Context served, tokens", "clamped", tuple(map(count, contexts)), NONE))
     levels = common_level(present) if len(present) == len(cells) else None
     if levels is not None:
         rows += _equal_rows(levels)

@@ -30,6 +30,14 @@ class Check(NamedTuple):
     bad_missed: bool
 
 
+class Number(NamedTuple):
+    """One of the three numbers of a cell."""
+
+    name: str
+    term: str
+    value: str
+
+
 class Card(NamedTuple):
     """The decision on one cell."""
 
@@ -41,6 +49,8 @@ class Card(NamedTuple):
     sentence: str
     holds: str
     breaks: str
+    numbers: tuple[Number, ...]
+    """What holds in a closed loop, under independent arrivals, and what may be signed; () without that check."""
     span: str
     """Both in few characters, or why there is neither."""
     checks: tuple[Check, ...]
@@ -49,6 +59,8 @@ class Card(NamedTuple):
     why: str
     """Why not higher."""
     configure: str
+    afterwards: tuple[str, ...]
+    """What was seen after the break, and in the soak."""
     missing: tuple[str, ...]
     incident: bool
 
@@ -130,12 +142,14 @@ def _card(cell: CellResult, anchor: str, slo: Slo) -> Card:
         sentence=verdict.sentence,
         holds=count(verdict.c_ok),
         breaks=_breaks(cell),
+        numbers=_numbers(cell),
         span=_span(cell),
         checks=(*_checks(ok, bad, slo), *_energy_check(ok, bad)),
         ok_users=ok.concurrency if ok else None,
         bad_users=bad.concurrency if bad else None,
         why=_why(cell),
         configure=_configure(cell),
+        afterwards=verdict.afterwards,
         missing=tuple(verdict.missing),
         incident=bool(cell.incidents),
     )
@@ -181,6 +195,11 @@ def headline(cell: CellResult) -> str:
     return "No level could be judged."
 
 
+def in_short(cell: CellResult) -> str:
+    """The headline, and beyond it the numbers of the open-loop check where there was one."""
+    return " ".join([headline(cell), *(f"{number.name}: {number.value}." for number in _numbers(cell)[1:])])
+
+
 def _is_fixed(cell: CellResult) -> bool:
     """The plan names the levels, so that no break was searched."""
     return bool(cell.asked.search.get("levels"))
@@ -203,6 +222,25 @@ def _span(cell: CellResult) -> str:
     if cell.incidents:
         return cell.incidents[-1].failure.failure_class
     return "not measured" if not cell.levels else "not decided"
+
+
+def _numbers(cell: CellResult) -> tuple[Number, ...]:
+    verdict = cell.verdict
+    check = verdict.open_loop
+    if check is None:
+        return ()
+    signed = NONE
+    if check.rate_sign is not None and verdict.c_sign is not None:
+        signed = f"{significant(check.rate_sign)} requests/s on average, {_users(verdict.c_sign)}"
+    return (
+        Number("Holds", "c_ok", NONE if verdict.c_ok is None else _users(verdict.c_ok)),
+        Number(
+            "Independent arrivals",
+            "rate_ok",
+            "none held" if check.rate_ok is None else f"{significant(check.rate_ok)} requests/s",
+        ),
+        Number("May be signed", "rate_sign", signed),
+    )
 
 
 def _configure(cell: CellResult) -> str:

@@ -56,6 +56,21 @@ TERMS: tuple[Term, ...] = (
     Term("c_ok", "Holds", "The highest concurrency that was measured and passed."),
     Term("c_bad", "Breaks at", "The lowest concurrency above it that was measured and failed."),
     Term(
+        "due", "Due", "When a request of an open loop was to be sent. Fixed before the run; its times count from then."
+    ),
+    Term(
+        "rate_ok",
+        "Independent arrivals",
+        "The highest mean rate, in requests per second, at which requests that come independently of each other "
+        "(Poisson) met the limits in fresh runs.",
+    ),
+    Term(
+        "rate_sign",
+        "May be signed",
+        "The mean rate at which the expected traffic, with its swings, was replayed and held; and the most users at "
+        "once that this takes, at most 80 % of what holds.",
+    ),
+    Term(
         "pass",
         "PASS, FAIL, UNDECIDED",
         "Whether a level kept the criteria; UNDECIDED: the requests were too few to tell.",
@@ -121,7 +136,12 @@ TERMS: tuple[Term, ...] = (
         "Unexplained",
         "The measured total less the items, each as measured, or as predicted where nobody reports it.",
     ),
-    Term("lag", "Loop lag, send lag", "How late loadproof itself was: in waking up, and in sending what was due."),
+    Term(
+        "lag",
+        "Loop lag, read backlog, send lag",
+        "How late loadproof itself was: in waking up, in reading what had come, and in sending what was due. A late "
+        "read does not move a stamp of the kernel.",
+    ),
     Term(
         "stamps",
         "Kernel stamps",

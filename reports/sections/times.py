@@ -6,12 +6,13 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
+from orchestrator.judge.soak import soak_sentence
 from orchestrator.records import Slo
 from reports.charts import memory_chart
 from reports.figures import count, latency, significant, size
 from reports.result import CellResult, LevelResult, Result
 from reports.sections.breaks import word
-from reports.strips import course_picture, strips
+from reports.strips import Strip, course_picture, strips
 
 
 class Picture(NamedTuple):
@@ -20,6 +21,14 @@ class Picture(NamedTuple):
     concurrency: int
     purpose: str
     word: str
+    svg: Markup
+
+
+class Soaked(NamedTuple):
+    """The soak of one cell."""
+
+    concurrency: int
+    minutes: float
     svg: Markup
 
 
@@ -33,6 +42,7 @@ class Line(NamedTuple):
     peak: str
     memory: Markup | None
     """None where the memory was not watched."""
+    soak: Soaked | None
     deciding: tuple[Picture, ...]
     """The latest level that held and the one that broke."""
     others: tuple[Picture, ...]
@@ -53,6 +63,7 @@ def _line(cell: CellResult, slo: Slo) -> Line:
         ready=size(timeline.ready_bytes),
         peak=size(timeline.peak_bytes),
         memory=_memory(cell) if any(timeline.servers) else None,
+        soak=_soak(cell, slo),
         deciding=tuple(_picture(level, slo) for level in cell.levels if level.level in deciding),
         others=tuple(_picture(level, slo) for level in cell.levels if level.level not in deciding),
     )
@@ -69,6 +80,25 @@ def _memory(cell: CellResult) -> Markup:
     bands = [(span.start_s, span.end_s, span.concurrency) for span in timeline.levels]
     told = f"{size(timeline.ready_bytes)} when ready, {size(timeline.peak_bytes)} at most, over {len(bands)} levels"
     return memory_chart(timeline.servers, bands, described=f"{cell.asked.deployment}, {timeline.source}: {told}")
+
+
+def _soak(cell: CellResult, slo: Slo) -> Soaked | None:
+    """p95 by the minute, and the memory, of the last soak."""
+    soaks = [(level, level.soak) for level in cell.levels if level.soak is not None]
+    if not soaks:
+        return None
+    level, found = max(soaks, key=lambda pair: pair[0].level)
+    drawn = [
+        Strip("TTFT p95", found.ttft_p95_ms, latency, limit=slo.ttft_ms),
+        Strip("TPOT p95", found.tpot_p95_ms, latency, limit=slo.tpot_ms),
+        Strip("memory", found.memory_bytes, size),
+    ]
+    known = [strip for strip in drawn if strip.points]
+    return Soaked(
+        concurrency=found.concurrency,
+        minutes=found.window_s / 60,
+        svg=course_picture(level.course, known, f"{cell.asked.deployment}: {soak_sentence(found)}"),
+    )
 
 
 def _picture(level: LevelResult, slo: Slo) -> Picture:

@@ -14,7 +14,7 @@ from stacks.memory.cards import GIB
 from stacks.memory.intervals import PoolClass, Spread, pool_class, pool_spread, weight_spread
 from stacks.memory.kv import Layout, PoolTokens, pool_tokens
 from stacks.memory.models import UnknownFactError
-from stacks.memory.pools import Terms, layout_of, rank_terms
+from stacks.memory.pools import Terms, in_host_memory, layout_of, rank_terms
 from stacks.memory.setup import PREDICTED_STACKS, Limits, Setup, check_setup, limits_of
 from stacks.memory.versions import Version, constant
 from stacks.memory.weights import WeightPart
@@ -23,7 +23,7 @@ Answer = Literal["yes", "no", "undecided"]
 
 
 CPU_SHARE = 0.05
-"""Stated interval of what llama.cpp holds on the CPU; METHOD.md has the measurements."""
+"""Stated interval of what an engine holds on the CPU; METHOD.md has the measurements."""
 
 
 class Item(NamedTuple):
@@ -78,12 +78,14 @@ def _overhead_items(setup: Setup, terms: Terms) -> list[Item]:
     group = setup.tensor > 1 or setup.pipeline > 1
     slack = 1.0 if group else 0.2
     items = []
-    if on_cpu(setup):
+    if in_host_memory(setup):
         buffers, runtime = terms.activation, terms.context
-        share = 0.15 if setup.in_python else 0.5
-        items.append(Item("compute buffers", _around(buffers, 0.05 * buffers, 0.05 * buffers), "one micro batch"))
+        share = 0.15 if _was_measured(setup) else 0.5
+        if terms.copies:
+            items.append(Item("copies", _around(terms.copies, terms.copies, terms.copies), "output head, packed"))
+        items.append(Item("compute buffers", _around(buffers, 0.05 * buffers, 0.05 * buffers), "one batch"))
         items.append(
-            Item("runtime", _around(runtime, share * runtime, share * runtime), "program, vocabulary, sampling")
+            Item("runtime", _around(runtime, share * runtime, share * runtime), "programs and their libraries")
         )
         return items
     if setup.cpu:
@@ -135,25 +137,24 @@ def _items(setup: Setup, limits: Limits, terms: Terms, weights: Spread, pool: Po
     return tuple(items)
 
 
-def on_cpu(setup: Setup) -> bool:
-    """llama.cpp without a card: all of its memory is the host's, and all of it is modelled. What another engine holds
-    on a CPU beside weights and KV is not."""
-    return setup.stack == "llamacpp" and setup.card is None
+def _was_measured(setup: Setup) -> bool:
+    """Of llama.cpp's own program the memory was never read, only of the same engine in a Python process."""
+    return setup.stack == "vllm" or setup.in_python
 
 
 def _resident(setup: Setup, terms: Terms, items: tuple[Item, ...]) -> Spread | None:
     """The sum of what stays: every item but the margin. An engine of the vLLM family may keep a part of its activation
     peak as cached blocks, so that is within the interval and not in the value.
 
-    llama.cpp out of Python was measured as a whole, so its sum is surer than its parts.
+    On a CPU it was measured as a whole, so the sum is surer than its parts.
     """
     own = [item for item in items if item.name != "margin"]
     if not any(item.name == "KV cache" for item in own) or not (terms.context or setup.stack == "vllm"):
         return None
-    if setup.cpu and not on_cpu(setup):
+    if setup.cpu and not in_host_memory(setup):
         return None
     value = sum(item.spread.value for item in own if item.name != "activation peak")
-    if on_cpu(setup) and setup.in_python:
+    if in_host_memory(setup) and _was_measured(setup):
         return Spread(value, value * (1 - CPU_SHARE), value * (1 + CPU_SHARE))
     low = sum(item.spread.low for item in own if item.name != "activation peak")
     return Spread(value, low, sum(item.spread.high for item in own))

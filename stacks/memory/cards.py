@@ -15,7 +15,7 @@ from stacks.memory.models import Facts, NonsenseError, UnknownFactError, nearest
 
 GIB = 2**30
 
-HardwareClass = Literal["hopper", "blackwell", "ada", "ampere", "turing", "older", "amd"]
+HardwareClass = Literal["hopper", "blackwell", "ada", "ampere", "turing", "older", "amd", "x86"]
 
 
 class DenseTflops(Facts, frozen=True, kw_only=True):

@@ -26,9 +26,11 @@ from stacks.memory.formats import (
     refine_format,
 )
 from stacks.memory.models import UnknownFactError, find_model
+from stacks.memory.pools import layout_of
 from stacks.memory.setup import PREDICTED_STACKS, Setup, check_setup
 from stacks.memory.versions import Version
 from stacks.sheet import DataSheet
+from stacks.vllm import block_tokens_of
 
 LLAMACPP_SLOTS = 4
 CPU_BLOCK_TOKENS = 128
@@ -143,6 +145,8 @@ def setup_of(deployment: Deployment, card: Card | None = None, *, measured: bool
     )
     if setup.stack == "vllm" and card is None:
         setup = _on_cpu(setup, deployment)
+    if deployment.kv_cache_tokens is not None:
+        setup = _pinned(setup, deployment, deployment.kv_cache_tokens)
     double = setup.stack == "vllm" and setup.engine == "V0"
     refined = refine_format(weights, deployment.quantization, scales_kept_double=double)
     return check_setup(msgspec.structs.replace(setup, weights=refined))
@@ -168,6 +172,16 @@ def _on_cpu(setup: Setup, deployment: Deployment) -> Setup:
         kv_cache_bytes=int(space) * GIB if space.isdecimal() and int(space) else setup.kv_cache_bytes,
         block_tokens=int(named[-1]) if named else CPU_BLOCK_TOKENS,
     )
+
+
+def _pinned(setup: Setup, deployment: Deployment, tokens: int) -> Setup:
+    """A pool of so many tokens. vLLM takes them in whole blocks of the size that it is told, and one more block, which
+    it never hands out (`stacks.vllm`)."""
+    if setup.stack == "vllm":
+        setup = msgspec.structs.replace(setup, block_tokens=block_tokens_of(deployment))
+    layout = layout_of(setup)
+    blocks = -(-tokens // layout.block_tokens) + (setup.stack == "vllm")
+    return msgspec.structs.replace(setup, kv_cache_bytes=round(blocks * layout.page_bytes))
 
 
 def _llamacpp(deployment: Deployment, found: FoundModel, card: Card | None) -> Setup:

@@ -43,6 +43,8 @@ class Terms(NamedTuple):
     context: float
     pool: float | None
     """None: nothing is known of the card."""
+    copies: float = 0.0
+    """Weights that are held a second time in another order."""
 
 
 def _weights(setup: Setup, stage: Stage) -> tuple[WeightPart, ...]:
@@ -87,6 +89,22 @@ def _vllm_terms(setup: Setup, limits: Limits, stage: Stage) -> Terms:
         pool = setup.total_bytes * limits.fraction - weights - activation - non_torch - charged
     context = context_bytes(setup.model, setup.tensor, setup.pipeline, version, hardware)
     return Terms(stage, parts, weights, activation, non_torch, graphs, charged, context, pool)
+
+
+def _vllm_cpu_terms(setup: Setup, limits: Limits, stage: Stage) -> Terms:
+    version, parts = setup.known_version, _weights(setup, stage)
+    return Terms(
+        stage,
+        parts,
+        weight_bytes(parts),
+        activation=host.vllm_batch_bytes(setup.model, limits.batched_tokens, version),
+        non_torch=0.0,
+        graphs=0.0,
+        graphs_charged=0.0,
+        context=host.vllm_runtime_bytes(version),
+        pool=None,
+        copies=host.vllm_copies_bytes(setup.model, version),
+    )
 
 
 def _sglang_terms(setup: Setup, limits: Limits, stage: Stage) -> Terms:
@@ -147,10 +165,21 @@ def layout_of(setup: Setup) -> Layout:
     return rule(setup.model, setup.kv.bytes, setup.tensor, setup.pipeline, block)
 
 
+def in_host_memory(setup: Setup) -> bool:
+    """All of its memory is the host's, and all of it is modelled: llama.cpp without a card, vLLM's CPU backend without
+    a compiler of its own. What another engine holds on a CPU beside weights and KV is not."""
+    if setup.stack == "llamacpp":
+        return setup.card is None
+    whole = setup.tensor == setup.pipeline == 1 and setup.eager
+    return setup.stack == "vllm" and setup.cpu and whole and setup.known_version >= host.VLLM_SINCE
+
+
 def rank_terms(setup: Setup) -> tuple[Terms, ...]:
     """The terms of every kind of rank, the tightest (smallest pool) first."""
     limits = limits_of(setup)
     rule = {"sglang": _sglang_terms, "tgi": _tgi_terms, "llamacpp": _llamacpp_terms}.get(setup.stack, _vllm_terms)
+    if setup.stack == "vllm" and in_host_memory(setup):
+        rule = _vllm_cpu_terms
     terms = [rule(setup, limits, stage) for stage in stages(setup.pipeline)]
     if setup.kv_cache_bytes is not None:
         terms = [entry._replace(pool=float(setup.kv_cache_bytes)) for entry in terms]

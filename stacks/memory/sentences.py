@@ -87,6 +87,13 @@ def _capacity_words(before: Sizing, after: Sizing) -> str:
     return words
 
 
+def gain_sentence(before: Sizing, after: Sizing) -> str:
+    """What a smaller format buys here, in one line; `quantization_sentence` says what it does not."""
+    freed = before.bill.weights.value - after.bill.weights.value
+    verb = "frees" if freed >= 0 else "takes another"
+    return f"{after.bill.setup.weights.title} {verb} {gib(abs(freed))}: {_capacity_words(before, after)}."
+
+
 def quantization_sentence(before: Sizing, after: Sizing) -> str:
     """What a smaller format buys here and what it does not: the sentence that matters."""
     name = after.bill.setup.weights

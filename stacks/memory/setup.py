@@ -85,6 +85,8 @@ class Setup(Facts, frozen=True, kw_only=True):
 
     @property
     def hardware(self) -> HardwareClass:
+        if self.cpu:
+            return "x86"
         return self.card.hardware_class if self.card is not None else "older"
 
     @property

@@ -16,7 +16,9 @@ from fakes import openai_server
 from fakes.dying import dying_owner, reapers_of, wait_until
 from fakes.engine import containers_of, docker_client, fake_image
 from fakes.private_engine import PrivateEngine, lacking, private_engine
+from fakes.registry import digest, registry
 
+from orchestrator.errors import HostError
 from orchestrator.journal import read_events
 from orchestrator.launch.docker import Engine
 from orchestrator.launch.engine_facts import Plan
@@ -174,6 +176,21 @@ def test_24_containers_are_gone_after_sigkill_of_their_loadproof(tmp_path: Path,
         owner.kill_group()
         wait_until(lambda: not reapers_of(run_id), "all reapers have done their work")
         assert containers_of(run_id) == []
+
+
+def test_a_registry_that_breaks_off_in_the_middle_of_a_layer_is_one_sentence(own_engine: PrivateEngine) -> None:
+    """And what stands afterwards is no half of an image: the next pull brings it whole."""
+    own_engine.start()
+    with registry() as served, Engine.connect() as engine:
+        reference = f"{served.address}/loadproof/x:1"
+        served.breaks_off = True
+        with pytest.raises(HostError) as caught:
+            engine.image(reference, lambda _: None)
+        assert served.broken_off >= 1
+        assert caught.value.message == f"The registry broke off while it sent the image {reference}."
+        assert caught.value.exit_code == 3
+        served.breaks_off = False
+        assert engine.image(reference, lambda _: None).digest.endswith(digest(served.manifest))
 
 
 def test_gpus_are_handed_over_where_nvidia_s_hook_is(tmp_path: Path, own_engine: PrivateEngine) -> None:

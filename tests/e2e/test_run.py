@@ -46,6 +46,7 @@ ramp_seconds = 0.1
 warmup_generations = 1
 filler_seconds = 1
 confirm = {confirm}
+recovery = false
 [client]
 workers = {workers}
 """
@@ -80,14 +81,19 @@ def test_a_known_capacity_is_found_within_ten_percent(tmp_path: Path) -> None:
     settings = {"capacity": 24, "start": 4, "most": 64, "per_user": 3, "output": 8, "confirm": 1}
     plan = write_plan(tmp_path, more=SLOW_BEYOND, limit=1100, **settings)
     out = tmp_path / "run"
-    done = subprocess.run(loadproof("run", plan, "--out", out), capture_output=True, text=True, check=False)
+    command = loadproof("run", plan, "--out", out, "--set", "ramp.recovery=true")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     measured = levels(out)
-    assert len(measured) >= 7, "bracket, bisection and both confirmations"
+    assert len(measured) >= 8, "bracket, bisection, both confirmations, and once more after the break"
+    assert measured[-1] == ("recovery", 4, "PASS")
     result = json.loads((out / "result.json").read_bytes())
     (cell,) = result["cells"]
     assert 22 <= cell["verdict"]["c_ok"] <= 24
     assert 25 <= cell["verdict"]["c_bad"] <= 27
+    assert cell["verdict"]["recovery"]["concurrency"] == 4
+    assert cell["verdict"]["recovery"]["drain_s"] > 0
+    assert cell["verdict"]["afterwards"][0] in " ".join(done.stdout.split())
     assert (out / "report.html").stat().st_size > 10_000
     assert find_orphans("run") == []
 

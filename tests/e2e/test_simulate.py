@@ -197,6 +197,63 @@ warmup_generations = 1
 filler_seconds = 5
 confirm = 1
 """
+NO_ROOM = """
+title = "no room"
+[model]
+id = "{model}"
+context_tokens = 131072
+[slo]
+ttft_ms = 60000
+tpot_ms = 60000
+[defaults]
+launch = "process"
+command = {command}
+[[deployment]]
+name = "shrinks"
+stack = "vllm"
+on_no_room = "shrink_context"
+[[workload]]
+name = "w"
+trace = "pairs.csv"
+levels = [2]
+[ramp]
+requests = 20
+requests_per_user = 1
+min_seconds = 0
+max_seconds = 60
+ramp_seconds = 0.1
+warmup_generations = 0
+filler_seconds = 1
+confirm = 0
+"""
+
+
+def test_a_start_without_room_is_tried_again_with_the_length_that_fits(tmp_path: Path) -> None:
+    command = json.dumps([*COMMAND[:-2], "--speed", "1000"])
+    (tmp_path / "plan.toml").write_text(NO_ROOM.format(model=MODEL, command=command))
+    pairs = [(64, 8)] * 15 + [(60_000, 8)] * 5
+    (tmp_path / "pairs.csv").write_text(
+        "\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *(f"2023-11-16 18:15:46,{p},{o}" for p, o in pairs)])
+    )
+    out = tmp_path / "run"
+    run = [sys.executable, "-m", "orchestrator.cli", "run", str(tmp_path / "plan.toml"), "--out", str(out)]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (shrunk,) = json.loads((out / "result.json").read_bytes())["cells"]
+    (incident,) = shrunk["incidents"]
+    assert incident["failure"]["failure_class"] == "ctx-too-long"
+    fits = incident["failure"]["fits_tokens"]
+    assert 16_384 < fits < 60_000, "the engine's own estimate"
+    assert not incident["ended_cell"]
+    assert shrunk["shrunk_to"] == shrunk["servers"][-1]["context_tokens"] == fits
+    assert [server["argv"].count(str(fits)) for server in shrunk["servers"]] == [0, 1]
+    levels = [level["stats"] for level in shrunk["levels"]]  # measured again where this machine is too busy
+    assert {(stats["offered"], stats["clamped"], stats["failed"]) for stats in levels} == {(20, 5, 0)}
+    (told,) = [step for step in shrunk["verdict"]["missing"] if "no room" in step]
+    assert f"{fits:,} tokens, and {5 * len(levels)} of {20 * len(levels)} requests were cut" in told
+    assert f"a context of {fits:,} tokens, not the 131,072 that were asked" in shrunk["verdict"]["sentence"]
+
+
 RUNNING, OUTPUT, TTFT_MS = 4, 32, 3000
 """Four run at once, the others wait: the break is where the last of them waits for three seconds."""
 

@@ -49,7 +49,8 @@ class PrivateEngine:
         folder = self.folder
         command = ["dockerd", "--data-root", str(self._data), "--exec-root", f"{folder}/exec"]
         command += ["--pidfile", f"{folder}/dockerd.pid", "-H", self.address, "--bridge", self._bridge]
-        command += ["--iptables=false", "--ip6tables=false", "--shutdown-timeout=5"]
+        # Patience of a minute with a registry that breaks off is dockerd's own to test.
+        command += ["--iptables=false", "--ip6tables=false", "--shutdown-timeout=5", "--max-download-attempts=1"]
         environment = {**os.environ, "PATH": f"{folder}/bin:{os.environ['PATH']}"}
         with (folder / "dockerd.log").open("ab") as log:
             self._popen = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)

@@ -43,6 +43,7 @@ from orchestrator.records import (
     ServerStopped,
     Slo,
 )
+from workloads.arrivals import poisson, schedule
 
 MIB = 1 << 20
 TOKENS = 12
@@ -76,6 +77,9 @@ class FakeCell:
     tokens: int = TOKENS
     """Output tokens of a request, each an event."""
     loop_lag_ms: Callable[[int], float] = lambda c: 0.4
+    worn: float = 1.0
+    """By what everything takes longer once a level did not hold."""
+    leaks_mib_per_hour: float = 0.0
     dies_at: int | None = None
     """Concurrency at which the server is killed for its memory."""
     refuses: ServerFailure | None = None
@@ -241,7 +245,8 @@ def _climb(writer: _Writer, cell: FakeCell, attempt: int, history: list[Outcome]
             if cell.levels is not None and len(history) >= cell.levels:
                 return "interrupted"
             died = cell.dies_at is not None and spec.concurrency >= cell.dies_at
-            history.append(_level(writer, cell, attempt, spec, requests, samples, died, len(history)))
+            worn = cell.worn if any(o.fails for o in history) else 1.0
+            history.append(_level(writer, cell, attempt, spec, requests, samples, died, len(history), worn))
             if died:
                 return "died"
         return "done"
@@ -251,11 +256,14 @@ def _climb(writer: _Writer, cell: FakeCell, attempt: int, history: list[Outcome]
 
 
 def _spec(cell: FakeCell, step: Measure) -> LevelSpec:
+    c = step.concurrency
+    request_s = (cell.ttft_ms(c) + cell.tokens * cell.tpot_ms(c)) / 1000
+    least = max(cell.requests, 10 * c if cell.requests >= 60 else 0)
     return LevelSpec(
-        concurrency=step.concurrency,
+        concurrency=c,
         purpose=step.purpose,
-        seed=1000 * step.concurrency + step.replicate,
-        requests=max(cell.requests, 10 * step.concurrency if cell.requests >= 60 else 0),
+        seed=1000 * c + step.replicate,
+        requests=step.looks[-1] if step.looks else max(least, round((step.min_seconds or 0) * c / request_s / 10) * 10),
         min_seconds=1.0,
         max_seconds=600.0,
         ramp_seconds=0.0,
@@ -263,6 +271,9 @@ def _spec(cell: FakeCell, step: Measure) -> LevelSpec:
         warmup_seconds=0.0,
         filler_seconds=30.0,
         deadline_seconds=60.0,
+        rate_per_s=step.rate_per_s,
+        arrivals="" if step.rate_per_s is None else "the trace" if step.purpose == "replay" else "poisson",
+        looks=step.looks,
     )
 
 
@@ -275,9 +286,13 @@ def _level(
     samples: Lines,
     died: bool,
     level: int,
+    worn: float,
 ) -> Outcome:
     offset = requests.offset
-    run, records = _load(cell, spec, writer.now_ns, died)
+    if spec.is_open:
+        run, records = _load_open(cell, spec, writer.now_ns, died)
+    else:
+        run, records = _load(cell, spec, writer.now_ns, died, worn)
     watched = _watch(cell, spec, run)
     for record in records:
         requests.append(record)
@@ -303,16 +318,12 @@ def _level(
             workload_sha256=sha256(str(spec.seed).encode()),
         )
     )
-    return Outcome(
-        concurrency=spec.concurrency,
-        purpose=spec.purpose,
-        valid=verdict.valid,
-        verdict=verdict.verdict,
-        hard_break=hard_break,
-    )
+    return Outcome.of(run, stats, verdict)
 
 
-def _load(cell: FakeCell, spec: LevelSpec, start_ns: int, died: bool) -> tuple[LevelRun, list[RequestRecord]]:
+def _load(
+    cell: FakeCell, spec: LevelSpec, start_ns: int, died: bool, worn: float
+) -> tuple[LevelRun, list[RequestRecord]]:
     """A closed loop in virtual time: every user sends its next request when its last one ended."""
     c, noise = spec.concurrency, random.Random(spec.seed)
     users = [(start_ns + i, i) for i in range(c)]
@@ -324,11 +335,33 @@ def _load(cell: FakeCell, spec: LevelSpec, start_ns: int, died: bool) -> tuple[L
         phase = _phase(seq, c, spec.requests)
         if phase == "filler" and sent_ns > last_measured_end:
             continue
-        record = _request(cell, c, seq, phase, sent_ns, user, noise, died)
+        record = _request(cell, c, seq, phase, sent_ns, user, noise, died, worn)
         records.append(record)
         if phase == "measured":
             last_measured_end = max(last_measured_end, record.end_ns)
         heapq.heappush(users, (record.end_ns, user))
+    return _ran(cell, spec, start_ns, records)
+
+
+def _load_open(cell: FakeCell, spec: LevelSpec, start_ns: int, died: bool) -> tuple[LevelRun, list[RequestRecord]]:
+    """An open loop in virtual time: a request is as slow as the requests under way make it."""
+    noise, warm_up = random.Random(spec.seed), spec.requests // 4
+    ends: list[int] = []
+    records: list[RequestRecord] = []
+    for seq, due in enumerate(schedule(poisson(spec.rate_per_s or 0.0, spec.seed), requests=spec.requests + warm_up)):
+        while ends and ends[0] <= start_ns + due:
+            heapq.heappop(ends)
+        phase: Phase = "warmup" if seq < warm_up else "measured"
+        record = _request(cell, len(ends) + 1, seq, phase, start_ns + due, 0, noise, died, 1.0)
+        records.append(msgspec.structs.replace(record, user=None))
+        heapq.heappush(ends, record.end_ns)
+    return _ran(cell, spec, start_ns, records)
+
+
+def _ran(
+    cell: FakeCell, spec: LevelSpec, start_ns: int, records: list[RequestRecord]
+) -> tuple[LevelRun, list[RequestRecord]]:
+    c = spec.concurrency
     measured = [record for record in records if record.phase == "measured"]
     t_a, t_b = measured[0].sent_ns, measured[-1].sent_ns
     ended_ns = max(record.end_ns for record in records)
@@ -355,10 +388,18 @@ def _phase(seq: int, concurrency: int, requests: int) -> Phase:
 
 
 def _request(
-    cell: FakeCell, c: int, seq: int, phase: Phase, sent_ns: int, user: int, noise: random.Random, died: bool
+    cell: FakeCell,
+    c: int,
+    seq: int,
+    phase: Phase,
+    sent_ns: int,
+    user: int,
+    noise: random.Random,
+    died: bool,
+    worn: float,
 ) -> RequestRecord:
-    first = sent_ns + round(cell.ttft_ms(c) * noise.uniform(0.9, 1.1) * NS_PER_MS)
-    step = cell.tpot_ms(c) * noise.uniform(0.97, 1.03) * NS_PER_MS
+    first = sent_ns + round(worn * cell.ttft_ms(c) * noise.uniform(0.9, 1.1) * NS_PER_MS)
+    step = worn * cell.tpot_ms(c) * noise.uniform(0.97, 1.03) * NS_PER_MS
     tokens = tuple(first + round(i * step) for i in range(cell.tokens))
     base = RequestRecord(
         seq=seq,
@@ -403,9 +444,10 @@ def _memory(cell: FakeCell, at_ns: int, mib: float) -> Sample:
 
 
 def _watch(cell: FakeCell, spec: LevelSpec, run: LevelRun) -> list[Sample]:
-    c, found = spec.concurrency, []
+    c, found = spec.concurrency or 8, []
     for at_ns in range(run.started_ns, run.ended_ns, NS_PER_S):
-        found.append(_memory(cell, at_ns, cell.base_mib + cell.mib_per_user * c))
+        leaked = cell.leaks_mib_per_hour * (at_ns - run.started_ns) / NS_PER_S / 3600
+        found.append(_memory(cell, at_ns, cell.base_mib + cell.mib_per_user * c + leaked))
         running = min(c, cell.slots)
         values = {"running": float(running), "waiting": float(c - running), "kv_use": min(1.0, running / cell.slots)}
         found.append(Sample(at_ns=at_ns, source="engine", values=values))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.judge.full import pooled_bounds
+from orchestrator.judge.fresh import pooled_bounds
 from orchestrator.judge.looks import deciding_look
 from orchestrator.judge.search import Measure, Outcome, SearchRules, Stop, next_step
 from orchestrator.records import Purpose

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 from fakes.levels import answered, closed_loop, run_of
 
 from orchestrator.judge.cause import JudgedLevel, cause_of_break
+from orchestrator.judge.gaps import NO_OPEN_LOOP, NO_REPLAY, NO_SENTINEL, NO_TRAFFIC, Shrunk
 from orchestrator.judge.level import judge_level
-from orchestrator.judge.margin import NOT_DONE, CellVerdict, cell_verdict, reading
+from orchestrator.judge.margin import CellVerdict, cell_verdict, reading
 from orchestrator.judge.search import Measure, Outcome, SearchRules, Stop, next_step
+from orchestrator.judge.steps import OpenLoop, OpenRules
 from orchestrator.metrics import level_stats
 from orchestrator.records import (
     Criterion,
+    Demand,
     LevelRun,
     LevelStats,
     LevelVerdict,
@@ -22,6 +27,7 @@ from orchestrator.records import (
 )
 
 SLO = Slo()
+NOT_DONE = (NO_SENTINEL, NO_OPEN_LOOP, NO_REPLAY)
 OOM = ServerFailure(failure_class="oom-kv", message="vLLM ran out of GPU memory.", evidence=("a", "b", "c", "d"))
 
 
@@ -96,6 +102,18 @@ def verdict_of(
     levels: list[JudgedLevel], stop: Stop | None, *, forced: bool = True, failure: ServerFailure | None = None
 ) -> CellVerdict:
     return cell_verdict(levels, stop, SLO, lengths_forced=forced, failure=failure)
+
+
+def test_a_shrunk_context_is_in_the_sentence_and_what_was_cut_is_counted() -> None:
+    stats = msgspec.structs.replace(stats_of(100), clamped=30)
+    found = cell_verdict(
+        [level(22, stats=stats)], None, SLO, lengths_forced=True, failure=None, shrunk=Shrunk(16384, 9000)
+    )
+    assert "30 of 100 requests were cut to it" in found.missing[0]
+    assert found.sentence.endswith("This is at a context of 9,000 tokens, not the 16,384 that were asked.")
+    found = cell_verdict([level(22)], None, SLO, lengths_forced=True, failure=None, shrunk=Shrunk(None, 9000))
+    assert "no request was longer" in found.missing[0]
+    assert "not the model's own context" in found.sentence
 
 
 WHOLE = [level(16), level(32, "FAIL"), level(24, "FAIL"), level(22), level(22, "PASS", "confirm"), level(24, "FAIL")]
@@ -363,3 +381,180 @@ def test_a_plateau_needs_levels_far_enough_apart() -> None:
     assert cause_of_break(broke, [near, broke]).limiter == "unknown"
     assert cause_of_break(broke, [level(16, "INVALID"), broke]).limiter == "unknown"
     assert cause_of_break(broke, [near, HALF, broke]).limiter == "decode (compute or memory bandwidth)"
+
+
+# --- the open-loop check and SIGNED ---
+
+CHECKED = SearchRules(method="full", open_loop=OpenRules(traffic="the trace"))
+CHECK = OpenLoop(
+    throughput=16.0,
+    rate_ok=12.8,
+    rate_bad=13.6,
+    beta=2.8,
+    sigma=0.23,
+    peak=1.5,
+    factor=1.6,
+    rate_sign=8.0,
+    replays=1,
+    in_flight_p95=11.0,
+    kv_use_p99=0.6,
+    drifted=False,
+)
+ENOUGH = stats_of(4790, 4800)
+PROVEN = [
+    level(16),
+    level(24, "FAIL"),
+    *[level(22, "PASS", "confirm", stats=ENOUGH)] * 3,
+    level(24, "FAIL", "confirm-break"),
+    level(0, "PASS", "rate"),
+    level(22, "FAIL", "prefill"),
+]
+
+
+def checked(
+    check: OpenLoop | None = CHECK,
+    levels: list[JudgedLevel] | None = None,
+    rules: SearchRules = CHECKED,
+    pending: Measure | None = None,
+    demand: Demand | None = None,
+    signable: bool = True,
+    forced: bool = True,
+    **stop: object,
+) -> CellVerdict:
+    return cell_verdict(
+        PROVEN if levels is None else levels,
+        stop_of(drifted=False, open_loop=check, **stop),
+        SLO,
+        lengths_forced=forced,
+        failure=None,
+        rules=rules,
+        pending=pending,
+        demand=demand,
+        signable=signable,
+    )
+
+
+def but(**changes: object) -> OpenLoop:
+    return msgspec.structs.replace(CHECK, **changes)
+
+
+def test_signed_is_every_step_done_and_held() -> None:
+    found = checked()
+    assert (found.verdict, found.missing) == ("SIGNED", ())
+    assert (found.c_ok, found.c_bad, found.break_level) == (22, 24, 1)
+    assert found.open_loop == CHECK
+    assert (found.c_sign, found.limit_users) == (11, 22)
+    assert checked(but(in_flight_p95=40.0)).c_sign == 17
+
+
+@pytest.mark.parametrize(
+    ("check", "said"),
+    [
+        (None, NO_OPEN_LOOP),
+        (None, NO_REPLAY),
+        (but(rate_ok=None, rate_sign=None, unknown=True), "those measurements are INVALID"),
+        (but(rate_sign=None, unknown=True, replays=1), "The replay of the expected traffic is INVALID"),
+        (but(rate_sign=None, replays=11), "did not hold at any mean rate at which it was replayed (11 tried)"),
+        (but(kv_use_p99=0.90), "It fits, but barely: 90% of the KV pool"),
+        (but(drifted=True), "moved by more than 3 % during the open-loop check"),
+        (but(drifted=None), "The sentinel after the open-loop check is INVALID"),
+    ],
+)
+def test_a_missing_or_flagged_step_of_the_check_is_provisional(check: OpenLoop | None, said: str) -> None:
+    found = checked(check, rules=CHECKED if check else SearchRules(method="full"))
+    assert found.verdict == "PROVISIONAL"
+    assert any(said in step for step in found.missing)
+    assert found.c_ok == 22
+
+
+def open_level(rate: float, purpose: Purpose, **more: Any) -> JudgedLevel:
+    run, stats, verdict = level(0, "FAIL" if "hard_break" in more else "PASS", purpose, **more)
+    return msgspec.structs.replace(run, spec=msgspec.structs.replace(run.spec, rate_per_s=rate)), stats, verdict
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (open_level(12.8, "confirm-rate", flags=("It was throttled.",)), "At 12.8 requests/s: It was throttled."),
+        (open_level(8.0, "replay", flags=("It was throttled.",)), "At 8 requests/s: It was throttled."),
+        (open_level(9.6, "rate", hard_break="out of memory"), "The server broke at 9.6 requests/s: out of memory."),
+    ],
+)
+def test_flags_and_hard_breaks_of_the_open_levels_that_count_are_named(found: JudgedLevel, said: str) -> None:
+    verdict = checked(levels=[*PROVEN, found])
+    assert (verdict.verdict, verdict.missing) == ("PROVISIONAL", (said,))
+
+
+def test_what_happened_at_rates_above_is_no_flag() -> None:
+    above = [open_level(13.6, "rate", flags=("It was throttled.",)), open_level(14.4, "rate", hard_break="hang")]
+    assert checked(levels=[*PROVEN, *above]).verdict == "SIGNED"
+
+
+def test_kv_use_that_is_not_reported_blocks_nothing() -> None:
+    assert checked(but(kv_use_p99=None)).verdict == "SIGNED"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"confirmed_ok": False}, "holds was not confirmed"),
+        ({"confirmed_bad": False}, "does not hold was not confirmed"),
+        ({"monotone": False}, "not stable"),
+        ({"forced": False}, "demanded output lengths"),
+        ({"signable": False}, "no service asks like that"),
+        ({"levels": [*PROVEN[:2], level(22, "PASS", "confirm"), *PROVEN[5:]]}, "does not prove at most 0.10%"),
+        ({"levels": [level(30, "INVALID"), *PROVEN]}, "The level at 30 is INVALID"),
+        ({"levels": [level(12, "FAIL", hard_break="out of memory"), *PROVEN]}, "The server broke at 12 users"),
+        ({"levels": [*PROVEN, level(22, "PASS", "confirm", stats=ENOUGH, flags=("It was throttled.",))]}, "throttled"),
+    ],
+)
+def test_each_other_step_that_is_missing_is_provisional(changes: dict[str, Any], said: str) -> None:
+    found = checked(**changes)
+    assert found.verdict == "PROVISIONAL"
+    assert any(said in step for step in found.missing)
+
+
+def test_the_cap_that_passed_needs_no_break() -> None:
+    levels = [found for found in PROVEN if found[0].spec.concurrency != 24]
+    found = checked(levels=levels, c_bad=None, confirmed_bad=False)
+    assert (found.verdict, found.c_bad) == ("SIGNED", None)
+
+
+def test_a_step_that_was_cut_is_named() -> None:
+    step = Measure(concurrency=0, purpose="replay", replicate=7, rate_per_s=8.0)
+    found = checked(None, pending=step)
+    assert "The open-loop check was cut before its step replay at 8 requests/s." in found.missing
+
+
+def test_traffic_of_which_nothing_is_known_is_missing() -> None:
+    rules = SearchRules(method="full", open_loop=OpenRules())
+    found = checked(but(rate_sign=None, replays=0, factor=1.1, in_flight_p95=None, kv_use_p99=None), rules=rules)
+    assert (found.verdict, found.missing, found.c_sign) == ("PROVISIONAL", (NO_TRAFFIC,), 17)
+
+
+def test_without_any_rate_that_holds_nothing_is_signed() -> None:
+    found = checked(but(rate_ok=None, rate_bad=4.8, rate_sign=None, replays=0))
+    assert (found.verdict, found.c_sign, found.limit_users) == ("REFUSED", None, None)
+    assert found.sentence.startswith("22 users at once held, but no rate of independent arrivals did")
+
+
+@pytest.mark.parametrize(
+    ("demand", "word", "said"),
+    [
+        (Demand(users=11, rate_per_s=8.0), "SIGNED", "22 users at once held"),
+        (Demand(users=12), "REFUSED", "The launch needs 12 users at once, and 11 may be signed."),
+        (Demand(rate_per_s=8.5), "REFUSED", "The launch needs 8.5 requests/s on average, and 8 may be signed."),
+    ],
+)
+def test_a_launch_that_needs_more_is_refused(demand: Demand, word: str, said: str) -> None:
+    found = checked(demand=demand)
+    assert found.verdict == word
+    assert found.sentence.startswith(said)
+
+
+def test_a_fixed_ladder_says_that_nothing_was_tried_above() -> None:
+    stop = stop_of(c_ok=16, c_bad=None, confirmed_ok=False, confirmed_bad=False)
+    fixed = cell_verdict([level(16)], stop, SLO, lengths_forced=True, failure=None, rules=SearchRules(levels=(16,)))
+    assert fixed.sentence.endswith("; none was tried above.")
+    searched = cell_verdict([level(16)], stop, SLO, lengths_forced=True, failure=None, rules=SearchRules())
+    assert searched.sentence.endswith("; no break was found above.")

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from fakes.stacks import SERVER, FakeStack
 from hypothesis import given
@@ -65,13 +66,39 @@ def test_the_root_of_an_openai_url(url: str) -> None:
     assert root_url(url) == "http://h:1"
 
 
+DEPLOYMENT = Deployment(name="d", stack="vllm", model="m", quantization="fp8", gpus=("0",))
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "said"),
+    [
+        (
+            "vllm",
+            "WARNING Your GPU does not have native support for FP8 computation but FP8 quantization is being used. "
+            "Weight-only FP8 compression will be used leveraging the Marlin kernel.",
+            "computes in 16 bit though fp8 was asked for",
+        ),
+        ("llamacpp", "load_tensors: offloaded 12/33 layers to GPU", "Only 12 of 33 layers are on the card"),
+        ("llamacpp", "load_tensors:   CPU_Mapped model buffer size =    88.00 MiB", "no layer is on it"),
+    ],
+)
+def test_another_way_of_computing_than_was_asked_for_is_a_fact_of_the_record(name: str, line: str, said: str) -> None:
+    record = ServerRecord(deployment="d", stack=name, launch="process", base_url="http://h")
+    log = [line, "load_tensors:    CUDA0 model buffer size =  4096.00 MiB"] if "offloaded" in line else [line]
+    facts = completed(record, Ready(1.5, None, "m"), stack(name), DEPLOYMENT, log).facts
+    assert said in str(facts["path_note"])
+    asked = msgspec.structs.replace(DEPLOYMENT, gpus=(), quantization=None)
+    whole = [text.replace("12/33", "33/33") for text in log if "Marlin" not in text]
+    assert "path_note" not in completed(record, Ready(1.5, None, "m"), stack(name), asked, whole).facts
+
+
 def test_a_release_that_the_stack_does_not_know_is_a_fact_of_the_record() -> None:
     record = ServerRecord(deployment="d", stack="vllm", launch="process", base_url="http://h")
     log = ["Initializing a V1 LLM engine (v0.31.0) with config: x"]
-    told = completed(record, Ready(1.5, "99.0.0", "m"), stack("vllm"), log)
+    told = completed(record, Ready(1.5, "99.0.0", "m"), stack("vllm"), DEPLOYMENT, log)
     assert (told.version, told.ready_s, told.model_listed) == ("99.0.0", 1.5, "m")
     assert "vLLM 99.0.0 lies outside" in str(told.facts["version_note"])
-    known = completed(record, Ready(1.5, None, "m"), stack("vllm"), log)
+    known = completed(record, Ready(1.5, None, "m"), stack("vllm"), DEPLOYMENT, log)
     assert (known.version, known.facts) == ("0.31.0", {"version": "0.31.0"})
 
 

@@ -258,12 +258,9 @@ def test_reads_that_are_framed_together_give_the_same_body_at_the_same_times(
     data = chunked(pieces)
     for reads in (cut(data, cuts), [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces] + [b"0\r\n\r\n"]):
         together, apart = ResponseParser(max_body_bytes=10**6), ResponseParser(max_body_bytes=10**6)
-        for parser in (together, apart):
-            parser.feed(HEAD, 1, True)
-        for number, piece in enumerate(reads, start=2):
-            together.feed(piece, number, True)
-            apart.feed(piece, number, True)
-            apart.settle()
+        together.feed([HEAD, *reads], range(1, len(reads) + 2))
+        for number, piece in enumerate([HEAD, *reads], start=1):
+            apart.feed([piece], [number])
         assert together.done
         assert apart.done
         assert bytes(together.arrivals.body) == bytes(apart.arrivals.body) == b"".join(pieces)

@@ -123,7 +123,8 @@ def test_one_process_is_enough_for_one_and_more_are_started_where_a_level_asks(s
 def test_a_reason_to_stop_ends_a_level_of_several(server: str) -> None:
     places: list[int] = []
 
-    def stop_early(record: RequestRecord, place: int) -> str | None:
+    def stop_early(record: RequestRecord, place: int, of: int | None) -> str | None:
+        assert of == 5000
         places.append(place)
         return "decided" if len(places) == 25 else None
 
@@ -148,7 +149,7 @@ def test_an_open_level_of_several_ends_for_a_reason_too(server: str) -> None:
         run = await fleet.run(
             load(spec(concurrency=0, requests=3990), due),
             on_record=records.append,
-            stop_early=lambda _, place: "decided" if place >= 20 else None,
+            stop_early=lambda _, place, of: "decided" if place >= 20 and of == 3990 else None,
         )
         assert run.cut == "decided"
         assert 30 < len(records) < 2000

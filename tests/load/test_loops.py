@@ -12,13 +12,13 @@ from msgspec.structs import replace
 
 from orchestrator.clock import NS_PER_MS, NS_PER_S
 from orchestrator.judge.level import judge_level
-from orchestrator.load.arrivals import Law, constant, gamma, modulated, poisson, schedule, trace
 from orchestrator.load.closed import run_closed
 from orchestrator.load.open import run_open
 from orchestrator.load.supply import Drawn
 from orchestrator.load.tally import Part
 from orchestrator.metrics import is_good, level_stats, ttft_due_ns, ttft_ns
 from orchestrator.records import Failure, LevelRun, LevelSpec, Phase, Request, RequestRecord, Slo
+from workloads.arrivals import Law, constant, gamma, modulated, poisson, schedule, trace
 
 Ran = tuple[LevelRun, list[RequestRecord]]
 Serve = Callable[[Request], float]
@@ -196,7 +196,7 @@ def test_a_client_that_is_too_slow_is_invalid_and_no_break(monkeypatch: pytest.M
     )  # fmt: skip
     run = run_virtually(monkeypatch, level)
     slo = Slo()
-    verdict = judge_level(run, level_stats(run, records, [], slo, from_due=True), records, [], slo)
+    verdict = judge_level(run, level_stats(run, records, [], slo), records, [], slo)
     assert not verdict.valid
     assert verdict.invalid[0].startswith("I1: loadproof was too slow itself")
 
@@ -230,7 +230,7 @@ def test_a_reason_ends_it_early(monkeypatch: pytest.MonkeyPatch) -> None:
     level = run_open(
         spec(requests=90), schedule(constant(10, 0), requests=100), requests=Drawn(map(request, requests())),
         send=Server().send, prepare=lambda _: b"", on_record=records.append, most_in_flight=100,
-        stop_early=lambda record, place: "decided" if (record.seq, place) == (30, 20) else None,
+        stop_early=lambda record, place, of: "decided" if (record.seq, place, of) == (30, 20, 90) else None,
     )  # fmt: skip
     run = run_virtually(monkeypatch, level)
     assert run.cut == "decided"
@@ -346,6 +346,36 @@ def test_a_length_ends_a_level_for_all_workers(monkeypatch: pytest.MonkeyPatch, 
     run, records = divided_run(monkeypatch, server, workers, concurrency=4, requests=1, min_seconds=9.9)
     assert len(records) == 4 * 20
     assert max(at for _, at in server.sent) - run.started_ns < 10 * NS_PER_S
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize(("least_s", "count"), [(0.0, 20), (0.0, 7), (9.9, 20), (9.9, 7), (1.0, 200)])
+def test_how_many_are_measured_is_told_as_soon_as_it_is_certain(
+    monkeypatch: pytest.MonkeyPatch, workers: int, least_s: float, count: int
+) -> None:
+    server = Server(lambda asked: 0.3 + asked.seq % 7 / 10)
+    measured, records = Drawn(map(request, requests())), list[RequestRecord]()
+    told: list[tuple[int, int | None]] = []
+
+    def stop_early(record: RequestRecord, _place: int, of: int | None) -> None:
+        told.append((record.end_ns, of))
+
+    async def level() -> LevelRun:
+        runs = [
+            run_closed(
+                spec(concurrency=4, requests=count, min_seconds=least_s), measured=measured, other=measured,
+                send=server.send, prepare=lambda _: b"", on_record=records.append, stop_early=stop_early, part=part,
+            )
+            for part in shared(workers)
+        ]  # fmt: skip
+        return (await asyncio.gather(*runs))[-1]
+
+    run = run_virtually(monkeypatch, level())
+    certain_ns = (run.window_start_ns or 0) + round(least_s * NS_PER_S)
+    assert len(told) == len(records) >= count
+    assert {of for at, of in told if at < certain_ns} == ({None} if least_s else set())
+    assert {of for at, of in told if at >= certain_ns} == {len(records)}
+    assert len(records) == count or count % 10 or len(records) % 10 == 0
 
 
 @pytest.mark.parametrize("workers", WORKERS)

@@ -146,7 +146,7 @@ def test_a_level_measures_what_it_was_asked_after_its_warm_up(server: tuple[str,
 
 
 def test_a_hopeless_level_ends_early_and_says_why(server: tuple[str, Path]) -> None:
-    run, records = asyncio.run(run_level(server[0], level(requests=500), stop_early=lambda _record, _place: "decided"))
+    run, records = asyncio.run(run_level(server[0], level(requests=500), stop_early=lambda *_: "decided"))
     assert run.cut == "decided"
     assert 1 <= sum(record.phase == "measured" for record in records) < 100
 

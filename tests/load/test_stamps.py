@@ -13,7 +13,7 @@ import pytest
 from orchestrator.clock import now_ns
 from orchestrator.host import SO_TIMESTAMPNS
 from orchestrator.load import stamps
-from orchestrator.load.stamps import StampedReader, StampsKept, clock_offset_ns
+from orchestrator.load.stamps import CONTROL_BYTES, RealClock, StampsKept, arrivals, clock_offset_ns, stamp_reads
 
 NOW, OFFSET = 5_000_000_000, 1_700_000_000_000_000_000
 """Monotonic now, and real-time minus monotonic, in ns."""
@@ -49,8 +49,23 @@ class Stamped:
         return b"data", [(socket.SOL_SOCKET, SO_TIMESTAMPNS, stamp)], 0, None
 
 
-def reader(*arrivals: int) -> StampedReader:
-    return StampedReader(Stamped(*(arrival + OFFSET for arrival in arrivals)))  # type: ignore[arg-type]
+class Reading:
+    """Reads of one socket, each in a round of its own."""
+
+    def __init__(self, sock: Stamped | socket.socket) -> None:
+        self.recvmsg, self.clock = sock.recvmsg, RealClock()
+
+    def read(self) -> tuple[bytes, int, bool]:
+        """What came, when, and whether the kernel says so."""
+        reads = self.clock.begin()
+        piece, control, _, _ = self.recvmsg(1024, CONTROL_BYTES)
+        self.clock.see(reads)
+        (arrival,), kernel = arrivals([control[0][2]], [reads])
+        return piece, arrival, kernel
+
+
+def reader(*came: int) -> Reading:
+    return Reading(Stamped(*(at + OFFSET for at in came)))
 
 
 @pytest.fixture(autouse=True)
@@ -76,9 +91,9 @@ def test_an_interruption_between_the_clocks_moves_no_stamp(monkeypatch: pytest.M
 
 
 def test_interrupted_each_time_it_takes_the_time_of_the_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    Clocks(monkeypatch, dict.fromkeys(range(1, 20), 10_000_000))
+    clocks = Clocks(monkeypatch, dict.fromkeys(range(1, 20), 10_000_000))
     _, arrival, by_kernel = reader(NOW - 3_000_000).read()
-    assert (arrival, by_kernel) == (NOW + 100, False)
+    assert (by_kernel, NOW < arrival <= clocks.mono) == (False, True)
 
 
 @pytest.mark.parametrize("step_ns", [-50_000_000, 50_000_000, 3_600_000_000_000])
@@ -93,9 +108,9 @@ def test_a_clock_that_was_set_gives_no_stamp(monkeypatch: pytest.MonkeyPatch, st
 
 def test_a_slew_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     clocks = Clocks(monkeypatch)
-    arrivals = [NOW + n * 1_000_000_000 for n in range(1, 60)]
-    slewed = StampedReader(Stamped(*(at + OFFSET + n * 500_000 for n, at in enumerate(arrivals, 1))))  # type: ignore[arg-type]
-    for n, at in enumerate(arrivals, 1):
+    came = [NOW + n * 1_000_000_000 for n in range(1, 60)]
+    slewed = Reading(Stamped(*(at + OFFSET + n * 500_000 for n, at in enumerate(came, 1))))
+    for n, at in enumerate(came, 1):
         clocks.mono, clocks.offset = at + 20_000, OFFSET + n * 500_000
         _, arrival, by_kernel = slewed.read()
         assert by_kernel
@@ -103,9 +118,9 @@ def test_a_slew_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_arrival_is_later_than_its_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    Clocks(monkeypatch)
+    clocks = Clocks(monkeypatch)
     _, arrival, by_kernel = reader(NOW + 2_000).read()
-    assert (arrival, by_kernel) == (NOW + 100, True)
+    assert (by_kernel, NOW < arrival <= clocks.mono) == (True, True)
 
 
 def test_the_real_clocks_offset_is_steady() -> None:
@@ -119,7 +134,8 @@ def test_the_real_clocks_offset_is_steady() -> None:
 def test_over_loopback_an_arrival_lies_between_send_and_read() -> None:
     kept = StampsKept()
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as end:
-        reading = StampedReader(end)
+        assert stamp_reads(end)
+        reading = Reading(end)
         accepted, _ = listener.accept()
         with accepted:
             for _ in range(200):
@@ -129,3 +145,22 @@ def test_over_loopback_an_arrival_lies_between_send_and_read() -> None:
                 assert data == b"x"
                 assert sent - stamps._WINDOW_NS <= arrival <= now_ns()
     kept.close()
+
+
+def test_reads_of_several_rounds_are_told_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once where all is as usual, one by one where a stamp is missing; the offset differs from round to round."""
+    clocks, clock = Clocks(monkeypatch), RealClock()
+    rounds, came = [], []
+    for _ in range(20):
+        clocks.mono += 20_000_000
+        clocks.offset += 2_000
+        came.append(clocks.mono - 1_000_000)
+        rounds.append(clock.begin())
+        clock.see(rounds[-1])
+    offsets = [OFFSET + 2_000 * n for n in range(1, 21)]
+    raw = [struct.pack("@qq", *divmod(at + offset, 1_000_000_000)) for at, offset in zip(came, offsets, strict=True)]
+    assert len({reads.offset_ns for reads in rounds}) == 20
+    at_once, by_kernel = arrivals(raw, rounds)
+    assert by_kernel
+    assert all(abs(found - at) <= 100 for found, at in zip(at_once, came, strict=True))
+    assert arrivals([*raw[:-1], NOW], rounds) == ([*at_once[:-1], NOW], False)

@@ -319,3 +319,17 @@ def _toml(value: object) -> str:
     if isinstance(value, list):
         return f"[{', '.join(_toml(entry) for entry in value if entry is not None)}]"
     return repr(value) if isinstance(value, (int, float)) else str(value)
+
+
+@pytest.mark.parametrize(
+    ("deployment", "why"),
+    [
+        ('stack = "sglang"', "SGLang tells no length that fits"),
+        ('stack = "vllm"\nlaunch = "external"\nurl = "http://h:1"', "the server is not ours to start"),
+    ],
+)
+def test_a_context_is_shrunk_only_where_the_engine_says_to_what(deployment: str, why: str) -> None:
+    text = SOUND.replace('stack = "vllm"', f'{deployment}\non_no_room = "shrink_context"')
+    assert [why in str(problem) for problem in problems_of(text)] == [True]
+    (problem,) = problems_of(SOUND.replace('stack = "vllm"', 'stack = "vllm"\non_no_room = "shrink"'))
+    assert "shrink_context" in str(problem)

@@ -88,6 +88,21 @@ def format_cells() -> list[FakeCell]:
     return cells
 
 
+FRONTIER = (256, 1024, 4096)
+
+
+def frontier_cell(name: str, length: int, each_ms: float, **more: object) -> FakeCell:
+    """A server whose TTFT grows by `each_ms` a user: its limit of 400 ms is reached at 400 / each_ms."""
+    values: dict[str, object] = {
+        "rules": SearchRules(maximum=64),
+        "ttft_ms": lambda c: each_ms * c,
+        "tpot_ms": lambda c: 5.0,
+        **more,
+    }
+    asked = asked_cell(name, f"prompt-{length}", frontier_prompt_tokens=length, mean_prompt_tokens=float(length))
+    return FakeCell(asked, **values)  # type: ignore[arg-type]
+
+
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
@@ -178,3 +193,33 @@ def external(runs: Path) -> Path:
         server={"argv": [], "base_url": "https://llm.example.org/v1", "version": None},
     )
     return build_run(runs / "external", [cell], title="A gateway")
+
+
+@pytest.fixture(scope="session")
+def along(runs: Path) -> Path:
+    """4-bit holds more of the short prompts and as few of the long ones; at 256 tokens it has no break up to 64."""
+    cells = [
+        *(frontier_cell("4-bit", n, ms) for n, ms in zip(FRONTIER, (4.0, 20.0, 100.0), strict=True)),
+        *(frontier_cell("16-bit", n, ms) for n, ms in zip(FRONTIER[:2], (14.0, 40.0), strict=True)),
+        frontier_cell("16-bit", 4096, 105.0, rules=SearchRules(maximum=64, confirm=0)),
+        frontier_cell("32-bit", 256, 900.0),
+        frontier_cell("32-bit", 1024, 900.0, refuses=NO_ROOM),
+        frontier_cell("32-bit", 4096, 900.0, refuses=NO_ROOM),
+        FakeCell(asked_cell("4-bit", "chat"), rules=SearchRules(levels=(1,))),
+    ]
+    return build_run(runs / "along", cells, title="Along the prompt length")
+
+
+@pytest.fixture(scope="session")
+def followed(runs: Path) -> Path:
+    """What follows a search: a steady server, one that stays slower and leaks, one that dies; and none of it."""
+    rules = SearchRules(maximum=16, confirm=1, recovery=True, soak_seconds=1200.0)
+    cells = [
+        FakeCell(asked_cell("steady", "chat"), rules=rules, ttft_ms=lambda c: 45.0 * c, mib_per_user=20.0),
+        FakeCell(
+            asked_cell("worn", "chat"), rules=rules, ttft_ms=lambda c: 45.0 * c, worn=1.25, leaks_mib_per_hour=90.0
+        ),
+        FakeCell(asked_cell("dies", "chat"), rules=rules, ttft_ms=lambda c: 20.0 * c, dies_at=8),
+        FakeCell(asked_cell("before", "chat"), rules=SearchRules(maximum=16), ttft_ms=lambda c: 45.0 * c),
+    ]
+    return build_run(runs / "followed", cells, title="After the search")

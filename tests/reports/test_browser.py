@@ -39,7 +39,7 @@ def test_no_request_and_nothing_to_complain_of(browser: Page, report: Path) -> N
 
 
 @pytest.mark.parametrize("width", [390, 820, 1280])
-@pytest.mark.parametrize("report", KINDS, indirect=True)
+@pytest.mark.parametrize("report", [*KINDS, "along", "followed"], indirect=True)
 def test_nothing_hangs_over_the_side(browser: Page, report: Path, width: int) -> None:
     browser.open(report, width)
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
@@ -80,7 +80,7 @@ def test_it_prints_with_everything_unfolded_but_the_courses_that_decided_nothing
     browser.call("Emulation.setEmulatedMedia", media="")
 
 
-@pytest.mark.parametrize("report", ["twelve", "one", "dies", "external"], indirect=True)
+@pytest.mark.parametrize("report", ["twelve", "one", "dies", "external", "along"], indirect=True)
 def test_no_table_is_wider_than_the_paper(browser: Page, report: Path) -> None:
     """A4 less its margins is 184 mm, which is 695 px."""
     browser.open(report, 695)

@@ -171,6 +171,7 @@ CONSTRUCTED: dict[tuple[str, str], dict[str, Any]] = {
     ("llamacpp", "now, on a GPU, -lv 4"): {
         "weights_bytes": mib(4403.49),
         "gpu_layers": 33.0,
+        "layers": 33.0,
         "kv_bytes": mib(512),
         "kv_tokens": 4096.0,
         "kv_type": "f16",

@@ -160,6 +160,16 @@ def test_a_release_that_is_not_known_is_one_warning(name: str, version: str | No
     assert sheet.problems(deployment(name, version=version)) == [], "a newer release is no reason to refuse a plan"
 
 
+@pytest.mark.parametrize(
+    ("version", "known"),
+    [("b11549-7e4c0a9", True), ("11549-7e4c0a9", True), ("b12001-0badc0de", False), (None, True), ("master", True)],
+)
+def test_a_build_of_llama_cpp_that_is_not_known_is_a_warning(version: str | None, known: bool) -> None:
+    note = stack("llamacpp").version_note(version)
+    assert (note is None) == known
+    assert note is None or ("12001" in note and "not reported" in note)
+
+
 @pytest.mark.parametrize("name", SHEETS)
 def test_the_releases_that_are_known_are_no_warning(name: str) -> None:
     sheet = stack(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from orchestrator.load.answer import Answer
@@ -17,7 +16,8 @@ MAX_BODY_BYTES = 100_000
 
 
 def read(data: bytes) -> None:
-    """First byte: the dialect; second: length of the pieces; third: whether the answer is taken as it comes.
+    """First byte: the dialect; second: length of the pieces; third: whether the answer is taken as it comes, and how
+    many pieces were read before they are parsed together.
 
     Nothing but `ProtocolError` may come out. Token times are in order and are times at which something came. However
     the bytes are cut, they mean the same.
@@ -25,23 +25,26 @@ def read(data: bytes) -> None:
     if len(data) < 3:
         return
     wire, size, eager = WIRES[data[0] % len(WIRES)], 1 + data[1], bool(data[2] % 2)
-    cut = _read(wire, data[3:], size, eager=eager)
-    at_once = _read(wire, data[3:], len(data), eager=False)
+    cut = _read(wire, data[3:], size, together=1 + data[2] // 2 % 16, eager=eager)
+    at_once = _read(wire, data[3:], len(data), together=1, eager=False)
     assert cut == at_once, (cut, at_once)
 
 
-def _pieces(data: bytes, size: int) -> Iterator[bytes]:
-    return (data[at : at + size] for at in range(0, len(data), size))
+def _pieces(data: bytes, size: int) -> list[bytes]:
+    return [data[at : at + size] for at in range(0, len(data), size)]
 
 
-def _read(wire: Wire, data: bytes, size: int, *, eager: bool) -> tuple[Any, ...]:
+def _read(wire: Wire, data: bytes, size: int, *, together: int, eager: bool) -> tuple[Any, ...]:
     parser, answer, fault = ResponseParser(max_body_bytes=MAX_BODY_BYTES), Answer(wire), False
     answer.arrivals = parser.arrivals
     whole = False
-    pieces = 0
+    seen = 0
+    pieces = _pieces(data, size)
     try:
-        for pieces, piece in enumerate(_pieces(data, size), start=1):
-            parser.feed(piece, pieces, True)
+        for first in range(0, len(pieces), together):
+            read = pieces[first : first + together]
+            seen = first + len(read)
+            parser.feed(read, range(first + 1, seen + 1))
             answer.status = parser.status
             if eager and parser.head_done and len(parser.arrivals.body) > 64:
                 answer._take(parser.arrivals.take())
@@ -53,7 +56,7 @@ def _read(wire: Wire, data: bytes, size: int, *, eager: bool) -> tuple[Any, ...]
     facts = answer.facts()
     times = list(facts["token_ns"])
     assert times == sorted(times)
-    assert all(0 < at <= pieces for at in times)
+    assert all(0 < at <= seen for at in times)
     assert len(parser.arrivals.body) <= MAX_BODY_BYTES + len(data)
     failure = answer.failure(3, forces_length=True)
     if fault:

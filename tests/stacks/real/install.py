@@ -30,6 +30,7 @@ from orchestrator.demo import model_folder, prepare
 
 TORCH = "torch==2.13.0"
 VERSIONS = {"vllm": "0.32.0", "transformers": "5.23.0", "sglang": "0.5.23"}
+MORE = {"transformers": ("gguf", "accelerate", "bitsandbytes==0.50.2")}
 NOT_NEEDED = re.compile(r"(torch|torchaudio|torchvision|torchcodec|opencv-python-headless)\b")
 """Requirements of vLLM that a text model on a CPU does without, and torch, which is pinned here."""
 SGLANG_NEEDS = (
@@ -151,7 +152,7 @@ def _vllm_packages() -> None:
 
 def _transformers_packages() -> None:
     _pip("transformers", "install", TORCH)
-    _pip("transformers", "install", f"transformers[serving]=={VERSIONS['transformers']}", "gguf", "accelerate")
+    _pip("transformers", "install", f"transformers[serving]=={VERSIONS['transformers']}", *MORE["transformers"])
 
 
 def _sglang_packages() -> None:
@@ -172,7 +173,7 @@ def _sglang_packages() -> None:
 
 def _once(stack: str, packages: Callable[[], None]) -> None:
     """A fresh environment with the packages, unless one of this version stands already."""
-    wanted = f"{VERSIONS[stack]} {TORCH}\n"
+    wanted = " ".join([VERSIONS[stack], TORCH, *MORE.get(stack, ())]) + "\n"
     if _stamp(stack).exists() and _stamp(stack).read_text() == wanted:
         return
     say(f"installing {stack} {VERSIONS[stack]}")

@@ -9,7 +9,10 @@ from typing import NamedTuple
 import pytest
 
 CHOSEN = os.environ.get("LOADPROOF_REAL_STACKS", "").split()
-HEAD = "deployment            version        ready    tok/s  holds  breaks   KV told   KV predicted  peak memory"
+HEAD = (
+    "deployment            version        ready    tok/s  holds  breaks   KV told  predicted"
+    "      peak  predicted  unexplained"
+)
 
 
 class Row(NamedTuple):
@@ -23,7 +26,10 @@ class Row(NamedTuple):
     breaks: int | None
     kv_told_bytes: int | None
     kv_predicted_bytes: int | None
+    """None: this pool is not modelled."""
     peak_bytes: int | None
+    peak_predicted_bytes: int | None
+    unexplained_bytes: int | None
 
 
 ROWS: list[Row] = []
@@ -38,11 +44,11 @@ def need(stack: str) -> None:
 def lines() -> Iterator[str]:
     yield HEAD
     for row in ROWS:
-        told, predicted, peak = (
-            "-" if size is None else f"{size / 2**20:,.0f} MiB"
-            for size in (row.kv_told_bytes, row.kv_predicted_bytes, row.peak_bytes)
+        told, predicted, peak, foreseen, unexplained = (
+            "-" if size is None else f"{size / 2**20:,.0f} MiB" for size in row[6:]
         )
         yield (
             f"{row.deployment:<20}  {row.version:<13}{row.ready_s:>6.0f} s  {row.tokens_per_s:>7.1f}"
-            f"  {row.holds or '-':>5}  {row.breaks or '-':>6}  {told:>8}  {predicted:>13}  {peak:>11}"
+            f"  {row.holds or '-':>5}  {row.breaks or '-':>6}  {told:>8}  {predicted:>9}"
+            f"  {peak:>8}  {foreseen:>9}  {unexplained:>11}"
         )

@@ -76,7 +76,7 @@ def llamacpp(name: str, bits: int, **settings: Any) -> str:
     return deployment(name, "llamacpp", **base | settings)
 
 
-def transformers(name: str) -> str:
+def transformers(name: str, **settings: Any) -> str:
     program = str(install.python_of("transformers").with_name("transformers"))
     return deployment(
         name,
@@ -86,6 +86,7 @@ def transformers(name: str) -> str:
         kv_cache_tokens=16_384,
         max_batched_tokens=512,
         args=["--device", "cpu"],
+        **settings,
     )
 
 
@@ -137,7 +138,7 @@ def run(folder: Path, *deployments: str, levels: list[int], prompt: int = 32, ou
 
 def row(cell: Mapping[str, Any], server: ServerRecord) -> Row:
     verdict, bill = cell["verdict"], cell["bill"]
-    tokens = bill.get("kv_tokens")
+    predicted = {line["name"]: line.get("predicted") for line in cell["reconciliation"]["lines"]}
     return Row(
         cell["asked"]["deployment"],
         server.version or "not told",
@@ -146,9 +147,18 @@ def row(cell: Mapping[str, Any], server: ServerRecord) -> Row:
         verdict.get("c_ok"),
         verdict.get("c_bad"),
         bill.get("kv_bytes"),
-        None if tokens is None else tokens * KV_BYTES_PER_TOKEN,
-        bill.get("peak_bytes"),
+        predicted.get("KV cache"),
+        cell["ledger"].get("peak_bytes"),
+        predicted.get("total"),
+        cell["reconciliation"].get("unexplained_bytes"),
     )
+
+
+def as_predicted(cell: Mapping[str, Any], *, share: float) -> None:
+    """The bill told before the start against the server's: KV tokens exact, resident memory within a share."""
+    lines = {line["name"]: line for line in cell["reconciliation"]["lines"]}
+    assert lines["KV tokens"]["measured"] == lines["KV tokens"]["predicted"]
+    assert lines["total"]["measured"] == pytest.approx(lines["total"]["predicted"], rel=share)
 
 
 DEPLOYMENTS = {
@@ -157,7 +167,10 @@ DEPLOYMENTS = {
         vllm("vllm-bf16"),
         vllm("vllm-int8", model=str(install.int8_weights()), quantization="compressed-tensors"),
     ],
-    "transformers": lambda: [transformers("transformers-bf16")],
+    "transformers": lambda: [
+        transformers("transformers-bf16"),
+        transformers("transformers-bnb4", quantization="bnb-4bit"),
+    ],
     "sglang": lambda: [sglang("sglang-bf16")],
 }
 
@@ -168,6 +181,8 @@ def test_a_full_run(stack: str, tmp_path: Path) -> None:
     done = run(tmp_path, *DEPLOYMENTS[stack](), levels=[1, 4])
     assert len(done.cells) == len(done.servers) == len(DEPLOYMENTS[stack]())
     ROWS.extend(map(row, done.cells, done.servers))
+    for cell in done.cells if stack in {"vllm", "llamacpp"} else ():
+        as_predicted(cell, share=0.05)
     for cell, server in zip(done.cells, done.servers, strict=True):
         assert cell["verdict"].get("c_ok") == 4, cell["verdict"]
         for level in cell["levels"]:

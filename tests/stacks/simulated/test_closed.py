@@ -8,8 +8,9 @@ from orchestrator.clock import NS_PER_S
 from orchestrator.judge.level import judge_level
 from orchestrator.metrics import level_stats, measured_records
 from orchestrator.records import LevelSpec, Request, Slo
-from stacks.simulated.closed import Client, VirtualLevel, run_virtual
+from stacks.simulated.closed import run_virtual
 from stacks.simulated.engine import POLICIES, Engine, EngineLimits
+from stacks.simulated.level import Client, VirtualLevel
 from stacks.simulated.timing import StepTimes
 
 TIMES = StepTimes(step_s=0.001, sequence_s=1e-5, kv_token_s=1e-6, attention_s=1e-9, token_s=1e-4, weights_s=(0.01,))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from orchestrator.load.arrivals import Law, arrivals_named, constant, gamma, modulated, poisson, schedule, trace
+from workloads.arrivals import Law, arrivals_named, constant, gamma, modulated, poisson, schedule, trace
 
 BURSTY = modulated([1, 4, 0, 1], bin_s=10)
 LAWS = [constant, poisson, gamma(2), gamma(0.5), BURSTY]
