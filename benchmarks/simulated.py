@@ -21,6 +21,7 @@ from rich.table import Table
 
 from orchestrator.errors import LoadproofError
 from stacks.memory.rows import Row, setup_of_row
+from stacks.simulated.accuracy import Accuracy
 from stacks.simulated.card import SimulatedCard, simulated_card
 from workloads.synthetic import synthetic
 
@@ -100,6 +101,23 @@ def errors_of(compared: Compared) -> dict[str, float]:
     rate = (found.output_tok_s, row["output_tok_s"]) if of_output else (found.total_tok_s, row.get("total_tok_s"))
     values = {"TPOT": (found.tpot_ms, row.get("tpot_mean_ms")), "throughput": rate}
     return {name: ours / theirs - 1 for name, (ours, theirs) in values.items() if theirs}
+
+
+def accuracy(path: Path = CORPUS) -> Accuracy:
+    """What the table says in four figures; `stacks.simulated.accuracy` states it in every report."""
+    rows = [compared for line in path.read_bytes().splitlines() if (compared := compare(line)).simulated is not None]
+    sizes = {
+        name: [abs(errors[name]) for compared in rows if name in (errors := errors_of(compared))]
+        for name in ("TPOT", "throughput")
+    }
+    return Accuracy(
+        rows=len(rows),
+        models=len({compared.row["model"] for compared in rows}),
+        tpot_median=round(statistics.median(sizes["TPOT"]), 2),
+        tpot_worst=round(max(sizes["TPOT"]), 2),
+        throughput_median=round(statistics.median(sizes["throughput"]), 2),
+        throughput_worst=round(max(sizes["throughput"]), 2),
+    )
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from orchestrator.plan.settings import Ramp
 from orchestrator.records import Asked, AskedCell, LevelSpec, Request
 from orchestrator.watch.gpu import GpuInfo
 from stacks.catalog import stack as stack_named
+from stacks.simulated.accuracy import NOTES
 from workloads.arrivals import poisson, schedule
 from workloads.expected import Expected
 from workloads.workload import Arrivals
@@ -101,10 +102,10 @@ def level_spec(step: Measure, ramp: Ramp, seed: int, expected_s: float) -> Level
         seed=seed,
         requests=step.looks[-1] if step.looks else own,
         min_seconds=least_seconds,
-        max_seconds=ramp.max_seconds + (step.min_seconds or 0.0),
+        max_seconds=ramp.longest_s + (step.min_seconds or 0.0),
         ramp_seconds=0.0 if concurrency == 1 else ramp_seconds,
         warmup_generations=ramp.warmup_generations,
-        warmup_seconds=min(2 * expected_s, ramp.max_seconds / 4),
+        warmup_seconds=min(2 * expected_s, ramp.longest_s / 4),
         filler_seconds=max(3 * expected_s, ramp.filler_seconds),
         deadline_seconds=ramp.deadline_seconds,
         looks=step.looks,
@@ -212,15 +213,18 @@ def _cell(plan: Plan, cell: Cell, gpus: Sequence[GpuInfo]) -> AskedCell:
         context_tokens=deployment.context_tokens,
         max_concurrency=deployment.max_concurrency,
         gpus=deployment.gpus,
+        card=deployment.card or "",
+        simulated=deployment.launch == "simulated",
         workload_title=workload.title,
         workload_source=workload.source,
         mean_prompt_tokens=lengths.prompt_mean,
         mean_output_tokens=lengths.output_mean,
         frontier_prompt_tokens=plan.frontier_prompt_tokens(cell.workload),
-        lengths_forced=stack.wire(deployment).forces_length,
+        # A simulated answer is as long as it is asked to be.
+        lengths_forced=deployment.launch == "simulated" or stack.wire(deployment).forces_length,
         signable=workload.signable,
         search=msgspec.to_builtins(search_rules(plan, cell)),
-        notes=(*workload.notes, *stack.notes(deployment)),
+        notes=(*workload.notes, *stack.notes(deployment), *(NOTES if deployment.launch == "simulated" else ())),
         predicted=foreseen.predicted,
         unpredicted=foreseen.unpredicted,
     )

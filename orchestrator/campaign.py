@@ -15,15 +15,15 @@ import psutil
 
 from orchestrator import __version__
 from orchestrator.asked import asked, search_rules
-from orchestrator.clock import NS_PER_S, now_ns, wall_now
+from orchestrator.clock import NS_PER_S, wall_now
 from orchestrator.errors import HostError, JournalError, StackError
 from orchestrator.host import host_facts
 from orchestrator.journal import Journal
 from orchestrator.judge.search import Measure, Outcome, Stop, next_step
 from orchestrator.launch.orphans import find_orphans, remove
-from orchestrator.launch.server import Owner, Server, open_server
+from orchestrator.launch.server import Owner, Server
 from orchestrator.level import Bench
-from orchestrator.life import Life, attending
+from orchestrator.machine import Machine
 from orchestrator.plan import Cell, Plan
 from orchestrator.progress import Progress
 from orchestrator.records import (
@@ -42,8 +42,8 @@ from orchestrator.records import (
     ServerStopped,
 )
 from orchestrator.room import as_served
-from orchestrator.watch.gpu import list_gpus
-from orchestrator.watch.neighbours import neighbours
+from orchestrator.simulation import Simulation
+from orchestrator.site import Attendance, Site
 from stacks.base import Stack
 from stacks.catalog import stack as stack_named
 
@@ -72,16 +72,32 @@ def failed(error: StackError) -> ServerFailure:
     )
 
 
+def site_of(plan: Plan, events: Sequence[AnyEvent]) -> Site:
+    """This machine, or cards that are not there; their clock goes on where an interrupted run's stood."""
+    if not plan.simulated:
+        return Machine()
+    return Simulation(plan.seed, max((event.at_ns for event in events), default=0))
+
+
 class Campaign:
     """One run of a plan into one run directory."""
 
-    def __init__(self, plan: Plan, journal: Journal, progress: Progress, overrides: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        journal: Journal,
+        progress: Progress,
+        overrides: Sequence[str] = (),
+        site: Site | None = None,
+    ) -> None:
+        """`site`: where its servers stand; None = where the plan says."""
         self.plan = plan
         self.journal = journal
         self.progress = progress
         self.overrides = tuple(overrides)
+        self.site = site or site_of(plan, journal.events)
         self.run_id = journal.files.root.name
-        self.started_ns = now_ns()
+        self.started_ns = self.site.now_ns()
         self._warned: set[str] = set()
 
     # --- the run ------------------------------------------------------------------------------------------------
@@ -109,9 +125,9 @@ class Campaign:
                     lacking.append(error)
                     self.progress.note(f"{cell.id}: {error}")
         except BaseException:
-            self.journal.commit(RunClosed(at_ns=now_ns(), outcome="interrupted"))
+            self.journal.commit(RunClosed(at_ns=self.site.now_ns(), outcome="interrupted"))
             raise
-        self.journal.commit(RunClosed(at_ns=now_ns(), outcome="failed" if lacking else "complete"))
+        self.journal.commit(RunClosed(at_ns=self.site.now_ns(), outcome="failed" if lacking else "complete"))
         return lacking
 
     def _check_same_plan(self) -> None:
@@ -124,13 +140,13 @@ class Campaign:
 
     def _open(self, resumed: bool) -> None:
         facts = host_facts()
-        gpus = list_gpus()
+        gpus = self.site.gpus()
         for gpu in gpus:
             facts[f"gpu:{gpu.uuid}"] = f"{gpu.name}, index {gpu.index}, driver {gpu.driver}"
         self.journal.commit(
             RunOpened(
                 schema=SCHEMA,
-                at_ns=now_ns(),
+                at_ns=self.site.now_ns(),
                 run_id=self.run_id,
                 wall_time=wall_now().isoformat(timespec="milliseconds"),
                 loadproof_version=__version__,
@@ -156,9 +172,9 @@ class Campaign:
         """When the first of the remaining cells must end, the budget shared by expected cost; None = no budget."""
         if self.plan.budget.minutes is None:
             return None
-        left_ns = self.started_ns + round(self.plan.budget.minutes * 60 * NS_PER_S) - now_ns()
+        left_ns = self.started_ns + round(self.plan.budget.minutes * 60 * NS_PER_S) - self.site.now_ns()
         costs = [self.plan.expected_seconds(cell) for cell in remaining]
-        return now_ns() + round(max(0, left_ns) * costs[0] / sum(costs))
+        return self.site.now_ns() + round(max(0, left_ns) * costs[0] / sum(costs))
 
     # --- a cell -------------------------------------------------------------------------------------------------
 
@@ -184,7 +200,7 @@ class Campaign:
                 finish = CellFinished(at_ns=0, cell=cell.id, outcome="cut", note=note)
                 break
         event = CellFinished(
-            at_ns=now_ns(), cell=cell.id, outcome=finish.outcome, failure=finish.failure, note=finish.note
+            at_ns=self.site.now_ns(), cell=cell.id, outcome=finish.outcome, failure=finish.failure, note=finish.note
         )
         self.journal.commit(event)
         self.progress.cell_finished(cell, event)
@@ -193,24 +209,28 @@ class Campaign:
         """One server's life. Returns why the time budget cut the search, or None (search done, or the server died)."""
         earlier = [e for e in self.journal.events if isinstance(e, CellStarted) and e.cell == cell.id]
         attempt = len(earlier) + 1
-        around = await asyncio.to_thread(neighbours, cell.deployment.gpus)
+        around = await asyncio.to_thread(self.site.neighbours, cell.deployment)
         self.journal.commit(
-            CellStarted(at_ns=now_ns(), cell=cell.id, fingerprint=cell.fingerprint, attempt=attempt, neighbours=around)
+            CellStarted(
+                at_ns=self.site.now_ns(), cell=cell.id, fingerprint=cell.fingerprint, attempt=attempt, neighbours=around
+            )
         )
         self.progress.cell_started(cell, attempt)
         stack = stack_named(cell.deployment.stack)
         directory = self.journal.files.attempt(cell.id, attempt)
         directory.mkdir(parents=True, exist_ok=True)
         samples = self.journal.files.samples(cell.id, attempt)
-        async with attending(stack, cell.deployment, samples) as life:
+        async with self.site.attending(stack, cell.deployment, samples) as life:
             return await self._live(cell, attempt, stack, life, deadline_ns)
 
-    async def _live(self, cell: Cell, attempt: int, stack: Stack, life: Life, deadline_ns: int | None) -> str | None:
+    async def _live(
+        self, cell: Cell, attempt: int, stack: Stack, life: Attendance, deadline_ns: int | None
+    ) -> str | None:
         """From the start of a server to its end."""
         directory = self.journal.files.attempt(cell.id, attempt)
         failure: ServerFailure | None = None
         try:
-            async with open_server(
+            async with self.site.open_server(
                 stack,
                 cell.deployment,
                 directory=directory,
@@ -220,12 +240,17 @@ class Campaign:
                 on_running=life.grows,
             ) as server:
                 await life.is_ready(server)
-                self.journal.commit(ServerReady(at_ns=now_ns(), cell=cell.id, attempt=attempt, server=server.record))
+                self.journal.commit(
+                    ServerReady(at_ns=self.site.now_ns(), cell=cell.id, attempt=attempt, server=server.record)
+                )
                 self.progress.server_ready(server.record)
                 for name in ("version_note", "path_note"):
                     self._warn_once(cell, server.record.facts.get(name))
-                async with Bench.on(server, stack, self.plan, cell, self.journal, attempt, self.progress) as bench:
-                    note, failure = await self._climb(bench, cell, attempt, server, deadline_ns)
+                samples = self.journal.files.samples(cell.id, attempt)
+                async with self.site.loading(server, stack, self.plan, cell, samples, self.progress) as load:
+                    bench = Bench(load, self.plan, cell, self.journal, attempt, self.progress)
+                    with contextlib.closing(bench):
+                        note, failure = await self._climb(bench, cell, attempt, server, deadline_ns)
                 if failure is None:
                     await life.look(server)
         except StackError as error:
@@ -233,7 +258,9 @@ class Campaign:
             raise
         finally:
             with contextlib.suppress(HostError):  # a full disk is told by the commit that hit it first
-                self.journal.commit(ServerStopped(at_ns=now_ns(), cell=cell.id, attempt=attempt, failure=failure))
+                self.journal.commit(
+                    ServerStopped(at_ns=self.site.now_ns(), cell=cell.id, attempt=attempt, failure=failure)
+                )
         return note
 
     def _warn_once(self, cell: Cell, note: str | float | None) -> None:
@@ -244,7 +271,7 @@ class Campaign:
 
     def _starting(self, cell: Cell, attempt: int) -> Callable[[ServerRecord], None]:
         def starting(record: ServerRecord) -> None:
-            self.journal.commit(ServerStarting(at_ns=now_ns(), cell=cell.id, attempt=attempt, server=record))
+            self.journal.commit(ServerStarting(at_ns=self.site.now_ns(), cell=cell.id, attempt=attempt, server=record))
 
         return starting
 
@@ -260,10 +287,10 @@ class Campaign:
                 history = outcomes(self.journal.events, cell.id)
                 spec = bench.spec(step)
                 expected_ns = round(bench.expected_seconds(spec) * NS_PER_S)
-                if deadline_ns is not None and now_ns() + expected_ns > deadline_ns:
+                if deadline_ns is not None and self.site.now_ns() + expected_ns > deadline_ns:
                     return f"the time budget has no room for the step {step}", None
                 self.journal.commit(
-                    LevelStarted(at_ns=now_ns(), cell=cell.id, attempt=attempt, level=len(history), spec=spec)
+                    LevelStarted(at_ns=self.site.now_ns(), cell=cell.id, attempt=attempt, level=len(history), spec=spec)
                 )
                 self.progress.level_started(cell, spec, bench.expected_seconds(spec))
                 commit = await bench.measure(spec, died, level=len(history))

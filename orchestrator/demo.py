@@ -155,5 +155,13 @@ def _copy_fields(reader: object, writer: object) -> None:
 
 def demo_plan(folder: Path) -> bytes:
     """The demo as a plan (TOML) over the weights in `folder`. examples/demo.toml is the same text."""
-    text = importlib.resources.files("orchestrator").joinpath("demo.toml").read_text("utf-8")
-    return text.replace("{models}", folder.as_posix()).encode()
+    return _text("demo.toml").replace("{models}", folder.as_posix()).encode()
+
+
+def simulated_plan() -> bytes:
+    """The demo on cards that are not there. examples/demo-simulated.toml is the same text."""
+    return _text("demo_simulated.toml").encode()
+
+
+def _text(name: str) -> str:
+    return importlib.resources.files("orchestrator").joinpath(name).read_text("utf-8")

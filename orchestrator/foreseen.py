@@ -9,13 +9,16 @@ from orchestrator.errors import LoadproofError
 from orchestrator.plan import Cell, Plan
 from orchestrator.records import Predicted, PredictedItem
 from orchestrator.watch.gpu import GpuInfo, gpu_uuids
+from stacks.base import Deployment
 from stacks.memory.bill import Bill, Item
 from stacks.memory.cards import Card, card_with_memory, find_card
 from stacks.memory.deployed import setup_of
 from stacks.memory.intervals import Spread
 from stacks.memory.models import UnknownFactError
 from stacks.memory.pools import in_host_memory
+from stacks.memory.setup import Setup
 from stacks.memory.sizing import Sizing, size
+from stacks.simulated.deployed import simulated_setup
 from workloads.workload import clamp_pairs
 
 
@@ -29,17 +32,22 @@ class Foreseen(NamedTuple):
 def foresee(plan: Plan, cell: Cell, gpus: Sequence[GpuInfo]) -> Foreseen:
     """Never raises: what cannot be predicted is told, and measured all the same. Reads the header of a local model."""
     try:
-        if gpus and not cell.deployment.gpus and cell.deployment.stack != "llamacpp":
-            raise UnknownFactError(
-                "The deployment names no GPU, and this machine has some: which it takes is not known."
-            )
-        card, measured = _card(cell.deployment.gpus, gpus)
-        setup = setup_of(cell.deployment, card, measured=measured)
+        setup = _setup(cell.deployment, gpus)
         context = cell.workload.context_tokens or cell.deployment.context_tokens
         pairs, _ = clamp_pairs(plan.workload(cell).pairs, context)
         return Foreseen(as_record(size(setup, [(int(row[0]), int(row[1])) for row in pairs]), int(pairs[:, 0].max())))
     except (LoadproofError, OSError) as error:
         return Foreseen(None, getattr(error, "message", None) or str(error))
+
+
+def _setup(deployment: Deployment, gpus: Sequence[GpuInfo]) -> Setup:
+    """What is known of a deployment: on the card that it simulates, or on those of this machine that it names."""
+    if deployment.launch == "simulated":
+        return simulated_setup(deployment)
+    if gpus and not deployment.gpus and deployment.stack != "llamacpp":
+        raise UnknownFactError("The deployment names no GPU, and this machine has some: which it takes is not known.")
+    card, measured = _card(deployment.gpus, gpus)
+    return setup_of(deployment, card, measured=measured)
 
 
 def _card(asked: Sequence[str], gpus: Sequence[GpuInfo]) -> tuple[Card | None, bool]:

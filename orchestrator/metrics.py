@@ -285,6 +285,12 @@ def in_flight_quantile(records: Sequence[RequestRecord], window: Window, share: 
     return float(count[order][int(np.searchsorted(passed, share * passed[-1]))])
 
 
+def in_flight_at(records: Sequence[RequestRecord], times_ns: Ints) -> Ints:
+    """The number of requests in flight at each of these times."""
+    sent, ended = (np.sort(np.array([getattr(r, name) for r in records], np.int64)) for name in ("sent_ns", "end_ns"))
+    return np.searchsorted(sent, times_ns, side="right") - np.searchsorted(ended, times_ns, side="right")
+
+
 class Flow(NamedTuple):
     """How an open level went on."""
 
@@ -339,6 +345,7 @@ def counter_difference(samples: Sequence[Sample], name: str, window: Window) -> 
 
 
 MEMORY_SOURCES = (
+    ("engine", "memory_used_bytes", "memory of the simulated card, as it reports"),
     ("gpu:", "memory_ours_bytes", "GPU memory of the server's processes"),
     ("gpu:", "memory_used_bytes", "GPU memory in use on the card"),
     ("container", "memory_used_bytes", "memory of the container"),
@@ -454,6 +461,7 @@ def level_stats(run: LevelRun, records: Sequence[RequestRecord], samples: Sequen
         clamped=sum(r.clamped for r in measured),
         kv_use_p99=_kv_p99(samples, window) if from_due else None,
         in_flight_p95=in_flight_quantile(records, window, 0.95) if window and from_due else None,
+        in_flight_sampled=_in_flight_sampled(records, samples, window) if window and from_due else None,
         cached_tokens=_total([r.cached_tokens for r in measured if r.cached_tokens is not None]),
         drain_s=_drain_s(run, records, samples),
         drained_late=_drained_late(run, measured),
@@ -461,6 +469,12 @@ def level_stats(run: LevelRun, records: Sequence[RequestRecord], samples: Sequen
         memory_source=memory[1] if memory else None,
         **engine._asdict(),
     )
+
+
+def _in_flight_sampled(records: Sequence[RequestRecord], samples: Sequence[Sample], window: Window) -> float | None:
+    """Mean in flight at the moments at which the engine told what runs."""
+    times = Series.of(samples, "engine", "running").within(window).at_ns
+    return _mean(in_flight_at(records, times).astype(np.float64))
 
 
 def _kv_p99(samples: Sequence[Sample], window: Window | None) -> float | None:

@@ -201,6 +201,20 @@ class LevelSpec(Record, frozen=True, kw_only=True):
         """Requests come when they are due; their times count from then."""
         return self.rate_per_s is not None
 
+    def measured_in_all(self, issued: int, seconds: float) -> int | None:
+        """How many requests are measured if the level is not cut, once so many measured ones have been issued and so
+        long after the first of them; None = that is still open.
+
+        A closed level goes on for `min_seconds` however many that makes. From then on it closes with the whole ten
+        that has been begun (if a whole ten was asked for, so that it cuts into equal batches), if that is enough.
+        """
+        if self.is_open:
+            return self.requests if self.sessions_per_s is None else None
+        if seconds < self.min_seconds:
+            return None
+        step = 1 if self.requests % 10 else 10
+        return max(self.requests, -(-issued // step) * step)
+
 
 class ClientHealth(Record, frozen=True, kw_only=True):
     """loadproof watching itself during a level."""
@@ -299,6 +313,8 @@ class LevelStats(Record, frozen=True, kw_only=True):
     """Of an open level, as the next one."""
     in_flight_p95: float | None = None
     """In-flight that was not exceeded in 95 % of the time of the steady window."""
+    in_flight_sampled: float | None = None
+    """Of an open level: mean in flight at the moments at which the engine told what runs."""
     memory_peak_bytes: int | None = None
     """Largest memory of the server seen during the level: GPU memory, else container memory, else PSS of its tree."""
     memory_source: str | None = None
@@ -378,8 +394,9 @@ class ServerRecord(Record, frozen=True, kw_only=True):
 
     deployment: str
     stack: str
-    launch: Literal["docker", "process", "external"]
+    launch: Literal["docker", "process", "external", "simulated"]
     base_url: str
+    """Where it answers; ``simulated:CARD`` for a server in virtual time, which nobody can reach."""
     argv: tuple[str, ...] = ()
     env: dict[str, str] = {}
     secret_env: tuple[str, ...] = ()
@@ -478,6 +495,10 @@ class AskedCell(Record, frozen=True, kw_only=True):
     context_tokens: int | None = None
     max_concurrency: int | None = None
     gpus: tuple[str, ...] = ()
+    card: str = ""
+    """The simulated card; "" = a real machine."""
+    simulated: bool = False
+    """No card was there: times and memory are those of a model of it."""
     workload_title: str = ""
     workload_source: str = ""
     mean_prompt_tokens: float | None = None

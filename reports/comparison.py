@@ -97,6 +97,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     run_b: str
     title_a: str
     title_b: str
+    simulated: bool
+    """On one side at least no card was there."""
     cells: tuple[CellComparison, ...]
 
     def words(self) -> set[Word]:
@@ -135,7 +137,14 @@ def comparison(a: Result, b: Result, sides: Sequence[tuple[Side, Side]], under_t
             f"Measure both on the same terms, or name the difference under test ({', '.join(MAY_DIFFER)}).",
         )
     cells = [_cell(one, other) for one, other in sides]
-    return Comparison(run_a=a.run_id, run_b=b.run_id, title_a=a.title, title_b=b.title, cells=tuple(_adjusted(cells)))
+    return Comparison(
+        run_a=a.run_id,
+        run_b=b.run_id,
+        title_a=a.title,
+        title_b=b.title,
+        simulated=a.simulated or b.simulated,
+        cells=tuple(_adjusted(cells)),
+    )
 
 
 # --- which cells ------------------------------------------------------------------------------------------------
@@ -194,6 +203,8 @@ def _refusals(a: Side, b: Side, under_test: Sequence[str]) -> Iterator[str]:
 
 
 def _machine(side: Side) -> str:
+    if side.cell.hardware == "simulated":
+        return f"simulated {side.cell.asked.card or 'card'}"
     host = side.run.host
     cards = sorted(str(value) for name, value in host.items() if name.startswith("gpu:"))
     told = [host.get("cpu_model"), f"{cores:g} cores" if isinstance(cores := host.get("cpu_cores"), float) else None]
@@ -225,7 +236,7 @@ def _token_source(side: Side) -> str:
 
 def _deployments_differ(a: AskedCell, b: AskedCell) -> Iterator[str]:
     """What is different in the deployments: the thing under test."""
-    for name in ("stack", "launch", "model", "quantization", "kv_dtype", "dtype", "max_concurrency", "gpus"):
+    for name in ("stack", "launch", "model", "quantization", "kv_dtype", "dtype", "max_concurrency", "gpus", "card"):
         one, other = getattr(a, name), getattr(b, name)
         if one != other:
             yield f"{name.replace('_', ' ')}: {_plain(one)} against {_plain(other)}"

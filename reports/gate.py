@@ -25,6 +25,8 @@ class GateCell(msgspec.Struct, frozen=True, kw_only=True):
 class Gate(msgspec.Struct, frozen=True, kw_only=True):
     """What the gate says of a run."""
 
+    simulated: bool
+    """No card was there: the word is that of a model."""
     word: GateWord
     """The worst of its cells; REFUSED too where something got worse."""
     cells: tuple[GateCell, ...]
@@ -53,7 +55,7 @@ def gate(found: Result, baseline: Result | None = None, under_test: Sequence[str
         regressions = tuple(_worse(comparison(baseline, found, sides, under_test)))
     words = {cell.word for cell in cells} | ({"UNDECIDED"} if unmatched or not cells else set())
     worst: GateWord = "REFUSED" if regressions else next(name for name in _WORST if name in words)
-    return Gate(word=worst, cells=cells, regressions=regressions, unmatched=unmatched)
+    return Gate(simulated=found.simulated, word=worst, cells=cells, regressions=regressions, unmatched=unmatched)
 
 
 def word(cell: CellResult) -> GateWord:

@@ -23,6 +23,7 @@ from reports.result import Result, result, write_derived
 from reports.run import read_run
 from reports.sections import arrivals, belief, bill, bought, breaks, decision, frontier, lengths, repeat, times, versus
 from reports.sections.glossary import TERMS
+from stacks.simulated.accuracy import MARK
 
 _PLAN_CHARACTERS = 64 * 1024
 
@@ -72,7 +73,7 @@ def _environment() -> Environment:
         "percentile": decision.percentile_text,
     }
     environment.filters.update(filters)
-    environment.globals.update(term=_term, swatch=_swatch, none=figures.NONE)
+    environment.globals.update(simulated_mark=MARK, term=_term, swatch=_swatch, none=figures.NONE)
     return environment
 
 

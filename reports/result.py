@@ -167,6 +167,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     loadproof_version: str
     wall_time: str
     """When the run was opened, ISO 8601 with offset."""
+    simulated: bool
+    """A card was simulated: its times and memory are a model's, and nothing of it was measured."""
     outcome: RunOutcome
     note: str
     openings: int
@@ -379,7 +381,7 @@ def _ready_bytes(points: Sequence[tuple[int, float]], first_level_ns: int) -> in
 def _hardware(cell: Cell, timeline: Timeline, host: Mapping[str, object]) -> Hardware:
     """What the server ran on. A process that was told of no GPU may still take the ones that the host has."""
     server = cell.server
-    if cell.asked.stack == "simulated" or (server is not None and server.facts.get("simulated")):
+    if cell.asked.simulated or (server is not None and server.facts.get("simulated")):
         return "simulated"
     if timeline.on_gpu or cell.asked.gpus:
         return "gpu"
@@ -477,12 +479,14 @@ def result(run: Run) -> Result:
     """Every number of a run's report. Levels are read and judged one by one: memory is bounded by the largest level."""
     opened = run.opened
     lessons: dict[str, Lesson] = {}
+    cells = tuple(_cell(cell, run.asked, opened.host, lessons) for cell in run.cells)
     return Result(
         schema=RESULT_SCHEMA,
         run_id=opened.run_id,
         title=run.asked.title or opened.run_id,
         loadproof_version=opened.loadproof_version,
         wall_time=opened.wall_time,
+        simulated=any(cell.hardware == "simulated" for cell in cells),
         outcome=run.closed.outcome if run.closed else "unfinished",
         note=run.closed.note if run.closed else "",
         openings=run.openings,
@@ -491,7 +495,7 @@ def result(run: Run) -> Result:
         host=dict(sorted(opened.host.items())),
         plan_sha256=opened.plan_sha256,
         overrides=opened.overrides,
-        cells=tuple(_cell(cell, run.asked, opened.host, lessons) for cell in run.cells),
+        cells=cells,
         files={name: digest for name, digest in hash_files(run.path) if _is_raw(name)},
     )
 

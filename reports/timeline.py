@@ -15,8 +15,10 @@ POINTS = 240
 """Most points of a line; each keeps the largest value of its stretch, so that no peak is lost."""
 
 _NAMES = ("memory_ours_bytes", "memory_used_bytes", "pss_bytes", "rss_bytes")
-_RANK = {"gpu": 0, "container": 1, "tree": 2}
+_RANK = {"engine": 0, "gpu": 1, "container": 2, "tree": 3}
+"""An engine tells its memory only where its card is simulated: then the host's memory says nothing."""
 _WORDS = {
+    "engine": "memory of the simulated card, as it reports",
     "gpu": "GPU memory (fullest card)",
     "container": "memory of the container",
     "tree": "memory of the process tree",
@@ -62,7 +64,7 @@ def memory_series(samples: Iterable[Sample]) -> dict[str, list[tuple[int, float]
 
 
 def best_source(peaks: dict[str, float]) -> str | None:
-    """GPU before container before process tree; the fullest of several cards."""
+    """Simulated card before GPU before container before process tree; the fullest of several cards."""
     return min(peaks, key=lambda s: (_RANK[s.partition(":")[0]], -peaks[s], s), default=None)
 
 

@@ -14,7 +14,9 @@ import msgspec
 
 from orchestrator.records import Prompt
 
-LaunchKind = Literal["docker", "process", "external"]
+LaunchKind = Literal["docker", "process", "external", "simulated"]
+REAL: tuple[LaunchKind, ...] = ("docker", "process", "external")
+"""Kinds of launch that start or find a server; the other one computes it."""
 OnNoRoom = Literal["fail", "shrink_context"]
 
 
@@ -40,6 +42,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     quantization: str | None = None
     kv_dtype: str = "auto"
     dtype: str = "auto"
+    card: str | None = None
+    """Simulated launch: the card that is not there, by its name in the table of cards."""
     gpus: tuple[str, ...] = ()
     """Indices or UUIDs, or ``("all",)``; empty = none asked for."""
     tensor_parallel: int = 1
@@ -203,7 +207,7 @@ class Stack(ABC):
     """A sentence for the report where the project's state matters (e.g. maintenance mode)."""
     default_image: ClassVar[str | None] = None
     default_command: ClassVar[tuple[str, ...]] = ()
-    launches: ClassVar[tuple[LaunchKind, ...]] = ("docker", "process", "external")
+    launches: ClassVar[tuple[LaunchKind, ...]] = REAL
     readiness: ClassVar[Readiness] = Readiness()
     capabilities: ClassVar[Capabilities] = Capabilities()
     wires: ClassVar[tuple[type[Wire], ...]]

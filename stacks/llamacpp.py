@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any, ClassVar
 
 from orchestrator.records import Prompt
-from stacks.base import Capabilities, Delta, Deployment, Readiness, Setting, Wire
+from stacks.base import REAL, Capabilities, Delta, Deployment, LaunchKind, Readiness, Setting, Wire
 from stacks.command import Flag, command_words, when
 from stacks.logs import MIB, Fact, failure
 from stacks.openai import ChatWire, CompletionsWire, Dialect, count, error_text
@@ -165,6 +165,7 @@ def _finish(event: Mapping[str, Any]) -> str | None:
 
 class LlamaCpp(DataSheet):
     name = "llamacpp"
+    launches: ClassVar[tuple[LaunchKind, ...]] = (*REAL, "simulated")
     title = "llama.cpp"
     homepage = "https://github.com/ggml-org/llama.cpp"
     default_image = CUDA_IMAGE

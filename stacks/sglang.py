@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from stacks.base import Capabilities, Deployment, Readiness, Wire
+from stacks.base import REAL, Capabilities, Deployment, LaunchKind, Readiness, Wire
 from stacks.command import Flag, command_words, when
 from stacks.logs import GIB, Fact, failure, number_of
 from stacks.openai import ChatWire, CompletionsWire, Dialect
@@ -110,6 +110,7 @@ RETRACTED_NOW = {"retracted": (Metric("sglang:num_retracted_reqs"),)}
 
 class Sglang(DataSheet):
     name = "sglang"
+    launches: ClassVar[tuple[LaunchKind, ...]] = (*REAL, "simulated")
     title = "SGLang"
     homepage = "https://docs.sglang.ai"
     versions = ("0.4.6", "0.5.23")

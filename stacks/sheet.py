@@ -18,10 +18,14 @@ from stacks.prometheus import Metric, values_of
 from stacks.settings import Release, Values, dotted, not_accepted, release, release_of
 
 NEVER = re.compile(r"(?!)")
+SIMULATED = Fact("simulated", re.compile(r"loadproof: simulated on (?P<value>\S+), which is not there"), None)
+"""The line by which a server that simulates a card says so, whatever stack it speaks for."""
 GIB = 2**30
 ANY_REVISION = "It takes the newest one: download the revision, and name its folder or file as the model."
 QUIET = {"NO_COLOR": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 """Environment of every server: no colours in its log, no telemetry."""
+SIMULATED_MEMORY = {"memory_used_bytes": (Metric("loadproof_simulated_memory_bytes"),)}
+"""What a simulated card holds. A real engine's page does not tell its memory; the card does."""
 _UNSET = {field.name: field.default for field in msgspec.structs.fields(Deployment)}
 
 
@@ -208,7 +212,7 @@ class DataSheet(Stack):
 
     def log_facts(self, lines: Sequence[str]) -> dict[str, float | str]:
         clean = since_last_start(clean_lines(lines), self.start_marker)
-        return {**self.derived_facts(clean), **facts_of(clean, self.facts)}
+        return {**self.derived_facts(clean), **facts_of(clean, (*self.facts, SIMULATED))}
 
     def derived_facts(self, lines: Sequence[str]) -> dict[str, float | str]:
         """Facts that no single group of a line holds, from the clean lines of the last start. The table counts more."""
@@ -220,7 +224,7 @@ class DataSheet(Stack):
         return find_failure(clean[:stop], (*self.failures, *SHARED_FAILURES, *self.last_failures))
 
     def metric_values(self, text: str) -> dict[str, float]:
-        return values_of(text, self.metrics)
+        return values_of(text, {**self.metrics, **SIMULATED_MEMORY})
 
     # --- what the report says -----------------------------------------------------------------------------------
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from orchestrator.records import Prompt
-from stacks.base import Capabilities, Delta, Deployment, Readiness, Setting, Wire
+from stacks.base import REAL, Capabilities, Delta, Deployment, LaunchKind, Readiness, Setting, Wire
 from stacks.command import Flag, command_words, when
 from stacks.logs import GIB, Fact, failure
 from stacks.openai import ChatWire, Dialect, TextCompletionsWire, count, error_text
-from stacks.prometheus import Metric, values_of
+from stacks.prometheus import Metric
 from stacks.settings import Values
 from stacks.sheet import QUIET, DataSheet
 
@@ -89,6 +89,11 @@ METRICS = {
 }
 
 
+def prefill_tokens(deployment: Deployment) -> int:
+    """``--max-batch-prefill-tokens``: TGI wants at least the longest prompt."""
+    return deployment.max_batched_tokens or max(DEFAULT_PREFILL_TOKENS, deployment.context_tokens or 0)
+
+
 class GenerateStreamWire(Wire):
     """``/generate_stream``: text in, one event per token out, totals in the last one. Lengths cannot be forced."""
 
@@ -123,6 +128,7 @@ class GenerateStreamWire(Wire):
 
 class Tgi(DataSheet):
     name = "tgi"
+    launches: ClassVar[tuple[LaunchKind, ...]] = (*REAL, "simulated")
     title = "TGI"
     homepage = "https://huggingface.co/docs/text-generation-inference"
     status = (
@@ -184,7 +190,6 @@ class Tgi(DataSheet):
 
     def arguments(self, deployment: Deployment, host: str, port: int) -> tuple[str, ...]:
         context = deployment.context_tokens
-        prefill = deployment.max_batched_tokens or max(DEFAULT_PREFILL_TOKENS, context or 0)
         flags = [
             Flag("--model-id", deployment.model),
             when(deployment.revision, Flag("--revision", deployment.revision)),
@@ -196,7 +201,7 @@ class Tgi(DataSheet):
             when(deployment.kv_dtype != "auto", Flag("--kv-cache-dtype", deployment.kv_dtype)),
             when(context, Flag("--max-input-tokens", (context or 2) - 1, ("--max-input-length",))),
             when(context, Flag("--max-total-tokens", context)),
-            Flag("--max-batch-prefill-tokens", prefill),
+            Flag("--max-batch-prefill-tokens", prefill_tokens(deployment)),
             when(deployment.max_concurrency, Flag("--max-batch-size", deployment.max_concurrency)),
             Flag("--max-concurrent-requests", max(ADMITTED_REQUESTS, deployment.max_concurrency or 0)),
             Flag("--cuda-memory-fraction", deployment.memory_fraction or 1.0),
@@ -210,7 +215,7 @@ class Tgi(DataSheet):
         return {"PREFIX_CACHING": "0", "USE_PREFIX_CACHING": "0", **QUIET}
 
     def metric_values(self, text: str) -> dict[str, float]:
-        values = values_of(text, self.metrics)
+        values = super().metric_values(text)
         reserved, pool = values.pop("kv_reserved_tokens", None), values.get("kv_tokens")
         if reserved is not None and pool:
             values["kv_use"] = reserved / pool

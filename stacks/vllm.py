@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from stacks.base import Capabilities, Deployment, Readiness, Setting, Wire
+from stacks.base import REAL, Capabilities, Deployment, LaunchKind, Readiness, Setting, Wire
 from stacks.command import Flag, command_words, when
 from stacks.logs import GIB, Fact, failure
 from stacks.openai import ChatWire, CompletionsWire, Dialect
@@ -255,6 +255,7 @@ POOL_BEFORE_TOKENS = {
 
 class Vllm(DataSheet):
     name = "vllm"
+    launches: ClassVar[tuple[LaunchKind, ...]] = (*REAL, "simulated")
     title = "vLLM"
     homepage = "https://docs.vllm.ai"
     versions = ("0.6.6", "0.33.0")

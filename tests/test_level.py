@@ -24,6 +24,7 @@ from orchestrator.load.closed import run_closed
 from orchestrator.load.engine import Load, OnRecord
 from orchestrator.load.supply import Drawn
 from orchestrator.load.tally import StopEarly, never
+from orchestrator.machine import Machine, SocketLoad
 from orchestrator.metrics import level_stats, measured_records
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.reading import parse_plan
@@ -80,8 +81,10 @@ def measure(plan: Plan, step: Measure, folder: Path) -> LevelCommitted:
     async def run(journal: Journal) -> LevelCommitted:
         died = asyncio.ensure_future(server.died())
         journal.files.attempt(cell.id, 1).mkdir(parents=True)
-        async with Bench.on(server, stack("llamacpp"), plan, cell, journal, 1, Quiet()) as bench:
-            commit = await bench.measure(bench.spec(step), died, level=0)
+        samples = journal.files.samples(cell.id, 1)
+        async with Machine().loading(server, stack("llamacpp"), plan, cell, samples, Quiet()) as load:
+            with contextlib.closing(Bench(load, plan, cell, journal, 1, Quiet())) as bench:
+                commit = await bench.measure(bench.spec(step), died, level=0)
         died.cancel()
         return commit
 
@@ -199,11 +202,10 @@ def measure_scripted(
     record = ServerRecord(deployment="fake", stack="llamacpp", launch="external", base_url="")
 
     async def run(journal: Journal) -> LevelCommitted:
-        server = ExternalServer(record)
-        died = asyncio.ensure_future(server.died())
+        died = asyncio.ensure_future(ExternalServer(record).died())
         journal.files.attempt(cell.id, 1).mkdir(parents=True)
-        bench = Bench(Scripted(first_s), server, plan, cell, journal, 1, Quiet())
-        with contextlib.closing(bench):
+        load = SocketLoad(Scripted(first_s), journal.files.samples(cell.id, 1), Quiet())
+        with contextlib.closing(load), contextlib.closing(Bench(load, plan, cell, journal, 1, Quiet())) as bench:
             spec = bench.spec(Measure(concurrency=2, purpose="ladder", replicate=0))
             commit = await bench.measure(spec, died, level=0)
         died.cancel()

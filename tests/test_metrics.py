@@ -15,6 +15,7 @@ from orchestrator.metrics import (
     counter_difference,
     e2e_due_ns,
     e2e_ns,
+    in_flight_at,
     is_good,
     itl_ns,
     largest_gap_ns,
@@ -327,3 +328,9 @@ def test_an_open_levels_figures_count_from_due() -> None:
     run = msgspec.structs.replace(run, spec=msgspec.structs.replace(run.spec, rate_per_s=1.0))
     stats = level_stats(run, records, [], Slo(ttft_ms=500))
     assert (stats.good, stats.ttft_ms.p50) == (0, 600)
+
+
+def test_in_flight_at_moments_counts_what_was_sent_and_has_not_ended() -> None:
+    records = [span(0, 10, 20), span(1, 15, 31)]
+    at = np.array([ns(t) for t in (9, 10, 15, 20, 30, 31)])
+    assert in_flight_at(records, at).tolist() == [0, 1, 2, 1, 1, 0]

@@ -12,8 +12,11 @@ from reports.figures import clean
 from reports.gate import Gate, gate
 from reports.result import result
 from reports.run import read_run
+from stacks.simulated.accuracy import SENTENCE
 
 EXIT_CODES = {"SIGNED": 0, "REFUSED": 1, "PROVISIONAL": 6, "UNDECIDED": 6}
+EXIT_SIMULATED = 6
+"""What a model of a card says lets nothing pass by itself."""
 
 
 @click.command("check")
@@ -22,6 +25,7 @@ EXIT_CODES = {"SIGNED": 0, "REFUSED": 1, "PROVISIONAL": 6, "UNDECIDED": 6}
     "--baseline", type=click.Path(path_type=Path), metavar="RUN", help="Also refuse what got worse than this."
 )
 @click.option("--allow-provisional", is_flag=True, help="Let PROVISIONAL pass.")
+@click.option("--allow-simulated", is_flag=True, help="Let a run pass whose cards were simulated.")
 @click.option(
     "--under-test", multiple=True, type=click.Choice(MAY_DIFFER), help="What may differ from the baseline; repeatable."
 )
@@ -32,18 +36,19 @@ def check(
     run: Path,
     baseline: Path | None,
     allow_provisional: bool,
+    allow_simulated: bool,
     under_test: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Gate on the run directory RUN, and on a baseline.
 
     Exits 0 when every cell is SIGNED, 1 when one is REFUSED or got worse (judged by intervals, never by points), 6 when
-    one is PROVISIONAL or UNDECIDED; 5 when the baseline is not comparable.
+    one is PROVISIONAL or UNDECIDED, or when all are well but simulated; 5 when the baseline is not comparable.
     """
     found = gate(result(read_run(run)), None if baseline is None else result(read_run(baseline)), under_test)
     click.echo(msgspec.json.encode(found).decode() if as_json else told(found))
-    code = EXIT_CODES[found.word]
-    ctx.exit(0 if allow_provisional and found.word == "PROVISIONAL" else code)
+    code = 0 if allow_provisional and found.word == "PROVISIONAL" else EXIT_CODES[found.word]
+    ctx.exit(EXIT_SIMULATED if code == 0 and found.simulated and not allow_simulated else code)
 
 
 def told(found: Gate) -> str:
@@ -53,4 +58,7 @@ def told(found: Gate) -> str:
     lines += [
         f"{'UNDECIDED':<12} {clean(name, 200)}: in the baseline, and not measured here." for name in found.unmatched
     ]
-    return "\n".join([*lines, "", f"The gate says {found.word}."])
+    if found.simulated:
+        lines = [SENTENCE, "", *lines]
+    of_what = " of a simulation, which lets nothing pass without --allow-simulated" if found.simulated else ""
+    return "\n".join([*lines, "", f"The gate says {found.word}{of_what}."])

@@ -13,6 +13,7 @@ from reports.figures import clean, significant
 from reports.html import write_comparison
 from reports.result import result
 from reports.run import read_run
+from stacks.simulated.accuracy import SENTENCE
 
 
 @click.command("compare")
@@ -49,6 +50,8 @@ def compare_runs(
 
 
 def _told(found: Comparison) -> Iterator[str]:
+    if found.simulated:
+        yield SENTENCE
     yield f"A  {clean(found.title_a, 200)} ({clean(found.run_a, 80)})"
     yield f"B  {clean(found.title_b, 200)} ({clean(found.run_b, 80)})"
     for cell in found.cells:

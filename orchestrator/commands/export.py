@@ -49,7 +49,7 @@ def _written(form: str, run: Run, found: Result, folder: Path) -> Iterator[Path]
             write_csv(folder / "requests.csv", request_rows(run))
             yield folder / "requests.csv"
         case "parquet":
-            write_parquet(folder / "levels.parquet", level_rows(found), truths=("valid",))
+            write_parquet(folder / "levels.parquet", level_rows(found), truths=("valid", "simulated"))
             yield folder / "levels.parquet"
             write_parquet(folder / "requests.parquet", request_rows(run), truths=("good", "clamped"))
             yield folder / "requests.parquet"

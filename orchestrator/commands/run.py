@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,8 @@ def _command(cell: Cell) -> dict[str, Any]:
     deployment = cell.deployment
     if deployment.launch == "external":
         return {"url": deployment.url}
+    if deployment.launch == "simulated":
+        return {"simulated": deployment.card}
     stack = stack_named(deployment.stack)
     if deployment.launch == "docker":
         container: dict[str, Any] = msgspec.to_builtins(
@@ -144,30 +146,31 @@ def describe(plan: Plan) -> str:
     cells = plan.cells()
     lines = [f"{plan.title}: {len(cells)} cells, about {duration(plan.expected_total_seconds())}", ""]
     for cell in cells:
-        spec = _command(cell)
         lines.append(f"{cell.id}  (about {duration(plan.expected_seconds(cell))})")
-        if "url" in spec:
-            lines.append(f"  measures {spec['url']}, which is not ours: never started, never stopped")
-            continue
-        if spec.get("image"):
-            lines.append(f"  image    {spec['image']}")
-        if spec.get("entrypoint"):
-            lines.append(f"  entry    {shlex.join(spec['entrypoint'])}")
-        lines.append(f"  command  {shlex.join(spec['argv'])}")
-        env = [f"{name}={value}" for name, value in spec.get("env", {}).items()]
-        env += [f"{name}=(from your environment)" for name in spec.get("secret_env", ())]
-        if env:
-            lines.append(f"  env      {' '.join(env)}")
-        for key, label in (
-            ("gpus", "gpus"),
-            ("shm_bytes", "shm"),
-            ("memory_limit_bytes", "memory"),
-            ("mounts", "mounts"),
-        ):
-            if spec.get(key):
-                lines.append(f"  {label:<8} {spec[key]}")
+        lines += _described(_command(cell), cell.deployment.stack)
     lines += ["", f"Load: {load_processes(plan)}.", "Nothing was started."]
     return "\n".join(lines)
+
+
+def _described(spec: dict[str, Any], stack: str) -> Iterator[str]:
+    if "url" in spec:
+        yield f"  measures {spec['url']}, which is not ours: never started, never stopped"
+        return
+    if "simulated" in spec:
+        yield f"  simulates {stack} on {spec['simulated']}, which is not there; times are its own"
+        return
+    if spec.get("image"):
+        yield f"  image    {spec['image']}"
+    if spec.get("entrypoint"):
+        yield f"  entry    {shlex.join(spec['entrypoint'])}"
+    yield f"  command  {shlex.join(spec['argv'])}"
+    env = [f"{name}={value}" for name, value in spec.get("env", {}).items()]
+    env += [f"{name}=(from your environment)" for name in spec.get("secret_env", ())]
+    if env:
+        yield f"  env      {' '.join(env)}"
+    for key, label in (("gpus", "gpus"), ("shm_bytes", "shm"), ("memory_limit_bytes", "memory"), ("mounts", "mounts")):
+        if spec.get(key):
+            yield f"  {label:<8} {spec[key]}"
 
 
 # --- the run ----------------------------------------------------------------------------------------------------
@@ -201,12 +204,12 @@ def measure(
 
 
 def _report(root: Path, *, as_json: bool, open_report: bool) -> None:
-    write_result(root)
-    report = write_report(root)
+    found = write_result(root)
+    report = write_report(root, found=found)
     if as_json:
         click.echo(json.dumps({"event": "report", "path": str(report)}))
     else:
-        click.echo(summary(root))
+        click.echo(summary(root, found))
         click.echo(f"\nReport: {report}")
     if open_report:
         click.launch(report.resolve().as_uri())

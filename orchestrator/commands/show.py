@@ -75,7 +75,7 @@ def _table(found: Result, decided: tuple[Card, ...]) -> Table:
         table.add_row(
             _line(card.asked.deployment),
             _line(card.asked.workload),
-            Text(card.word, style=_COLOURS[card.word]),
+            Text(card.word + (" (simulated)" if card.hardware == "simulated" else ""), style=_COLOURS[card.word]),
             card.holds,
             card.breaks,
             *_figures(cell),
@@ -101,7 +101,8 @@ def _reasons(decided: tuple[Card, ...]) -> Iterator[RenderableType]:
     """Where each cell broke and why, and what the open-loop check found; one line each."""
     for card in decided:
         numbers = " ".join(f"{number.name}: {number.value}." for number in card.numbers[1:])
-        yield _line(f"{card.asked.deployment}, {card.asked.workload}: {card.sentence} {numbers} {card.why}")
+        barely = f" FRAGILE: {card.fragile}" if card.fragile else ""
+        yield _line(f"{card.asked.deployment}, {card.asked.workload}: {card.sentence} {numbers} {card.why}{barely}")
         for sentence in card.afterwards:
             yield Padding(_line(sentence), (0, 0, 0, 2))
 

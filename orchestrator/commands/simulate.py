@@ -66,7 +66,15 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
     served = given["served_model_name"] or next((a for a in ctx.args if "/" in a and not a.startswith("-")), None)
     slowdown = faults.slowdown if faults.throttle != 1 or faults.slow_death_s is not None else None
     engine = card.engine(given["seed"], noise=given["noise"], slowdown=slowdown)
-    asyncio.run(_serve(setup.stack, served or given["model"], engine, given, faults))
+    server = SimulatedServer(
+        setup.stack,
+        served or given["model"],
+        engine,
+        held_bytes=told.held_bytes,
+        speed=given["speed"],
+        faults=faults,
+    )
+    asyncio.run(_serve(server, given["host"], given["port"]))
 
 
 def _faults(texts: tuple[str, ...]) -> Faults:
@@ -99,11 +107,10 @@ def _setup(given: dict[str, Any], faults: Faults) -> Setup:
     )
 
 
-async def _serve(stack: str, model: str, engine: Any, given: dict[str, Any], faults: Faults) -> None:
-    server = SimulatedServer(stack, model, engine, speed=given["speed"], faults=faults)
+async def _serve(server: SimulatedServer, host: str, port: int) -> None:
     task = asyncio.current_task()
     assert task is not None
     if os.name == "posix":
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     with contextlib.suppress(asyncio.CancelledError):
-        await server.serve(given["host"], given["port"])
+        await server.serve(host, port)

@@ -227,7 +227,11 @@ def _sentence(
     levels: Sequence[JudgedLevel], found: Bracket, slo: Slo, first_failing: Criterion | None, *, fixed: bool
 ) -> str:
     c_ok, c_bad = found.c_ok or 0, found.c_bad
-    held = [level[1] for level in levels if searched(o := _outcome(level)) and o.concurrency == c_ok and o.holds]
+    held = [
+        level[1]
+        for level in levels
+        if searched(o := _outcome(level)) and o.concurrency == c_ok and o.valid and not o.fails
+    ]
     good, offered = sum(s.good for s in held), sum(s.offered for s in held)
     runs = "one run" if len(held) == 1 else f"{len(held)} runs"
     told = f"{_users(c_ok)} held in {runs}: {good / max(offered, 1):.1%} of {offered} requests met the SLO"

@@ -212,6 +212,8 @@ def _throttled(run: LevelRun, samples: Sequence[Sample], rules: LevelRules) -> I
 
 
 def _engine_differs(stats: LevelStats) -> float | None:
-    if stats.running_mean is None or stats.waiting_mean is None or not stats.mean_in_flight:
+    """Of an open level at the moments of the engine's samples, since what is in flight changes between them."""
+    here = stats.mean_in_flight if stats.in_flight_sampled is None else stats.in_flight_sampled
+    if stats.running_mean is None or stats.waiting_mean is None or not here:
         return None
-    return abs(stats.running_mean + stats.waiting_mean - stats.mean_in_flight) / stats.mean_in_flight
+    return abs(stats.running_mean + stats.waiting_mean - here) / here

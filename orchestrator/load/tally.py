@@ -24,10 +24,7 @@ from orchestrator.records import ClientHealth, LevelRun, LevelSpec, RequestRecor
 
 StopEarly = Callable[[RequestRecord, int, int | None], str | None]
 """Asked after each measured record, with its place among the measured ones and how many of them there will be (see
-`Tally.measured_in_all`): a reason ends the level."""
-
-_MULTIPLE = 10
-"""A closed level measures a multiple of this if one was asked for, so that it cuts into equal batches."""
+`LevelSpec.measured_in_all`): a reason ends the level."""
 
 
 def never(_record: RequestRecord, _place: int, _of: int | None) -> str | None:
@@ -92,17 +89,8 @@ class Tally(ctypes.Structure):
         self.end_ns, self.integral_at_end = at_ns, self.integral
 
     def measured_in_all(self, spec: LevelSpec, at_ns: int) -> int | None:
-        """How many requests the level measures if it is not cut; None = that is still open.
-
-        A closed level goes on for `min_seconds` however many that makes. From then on it closes with the whole ten
-        that has been begun, if that is enough.
-        """
-        if spec.is_open:
-            return spec.requests if spec.sessions_per_s is None else None
-        if at_ns - (self.start_ns or at_ns) < spec.min_seconds * NS_PER_S:
-            return None
-        step = _MULTIPLE if spec.requests % _MULTIPLE == 0 else 1
-        return max(spec.requests, -(-self.measured_issued // step) * step)
+        """See `LevelSpec`."""
+        return spec.measured_in_all(self.measured_issued, (at_ns - (self.start_ns or at_ns)) / NS_PER_S)
 
     def run(self, spec: LevelSpec, health: ClientHealth, cut: str | None) -> LevelRun:
         """The level as it was run, now that it is over."""
@@ -138,7 +126,7 @@ class Part:
             self.tally.begin(now_ns())
 
     def measured_in_all(self, spec: LevelSpec) -> int | None:
-        """See `Tally`."""
+        """See `LevelSpec`."""
         with self.lock:
             return self.tally.measured_in_all(spec, now_ns())
 

@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 
 from orchestrator.plan.secrets import carries_password, names_a_secret, secret_flags, unset_secret
 from orchestrator.plan.settings import ModelSettings
+from orchestrator.plan.simulated import check_simulated, is_simulated
 from orchestrator.plan.tables import Findings, shown
-from stacks.base import Deployment, Setting, Stack
+from stacks.base import REAL, Deployment, Setting, Stack
 from stacks.catalog import stack as stack_named
 from stacks.checkpoint import quantized_as
 
@@ -22,6 +23,10 @@ PYTHON = "{python}"
 
 _USED_BY = {
     "url": ("external",),
+    "card": ("simulated",),
+    "gpus": REAL,
+    "env": REAL,
+    "secrets": REAL,
     "image": ("docker",),
     "mounts": ("docker",),
     "shm_bytes": ("docker",),
@@ -76,8 +81,11 @@ def read_deployment(
     stack = _stack(deployment, key, findings)
     if stack is not None:
         _check_launch(deployment, stack, key, findings)
-        for setting in (*stack.problems(deployment), *_checkpoint_problems(deployment, stack)):
+        refused = (*stack.problems(deployment), *_checkpoint_problems(deployment, stack))
+        for setting in refused:
             findings.add(f"{key}.{setting.key}", setting.message, setting.remedy)
+        if is_simulated(deployment) and "simulated" in stack.launches and not refused:
+            check_simulated(deployment, key, findings)
     return deployment
 
 

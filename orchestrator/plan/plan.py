@@ -17,7 +17,7 @@ from stacks.base import Deployment
 from workloads.expected import Expected
 from workloads.workload import Workload
 
-_START_SECONDS = {"docker": 180.0, "process": 60.0, "external": 5.0}
+_START_SECONDS = {"docker": 180.0, "process": 60.0, "external": 5.0, "simulated": 10.0}
 """Usual time until a server is ready, by launch kind; for the estimate only."""
 _FILE_START_SECONDS, _FILE_BYTES_PER_SECOND = 3.0, 200e6
 """The same of a process that serves one local file: it has no library of kernels to load, but the file."""
@@ -71,6 +71,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     def name(self) -> str:
         """File name of the plan."""
         return self.path.name
+
+    @property
+    def simulated(self) -> bool:
+        """No server is started: every deployment is a simulated card (a plan mixes them with real ones never)."""
+        return any(deployment.launch == "simulated" for deployment in self.deployments)
 
     @property
     def sha256(self) -> str:
@@ -197,7 +202,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         least = _FULL_REQUESTS if ramp.method == "full" else ramp.requests
         requests = max(least, ramp.requests_per_user * concurrency)
         measured = max(ramp.min_seconds, requests / concurrency * request_s)
-        return min(ramp.max_seconds, rising + (ramp.warmup_generations + 1) * request_s + measured)
+        return min(ramp.longest_s, rising + (ramp.warmup_generations + 1) * request_s + measured)
 
 
 def _start_seconds(deployment: Deployment) -> float:

@@ -20,6 +20,7 @@ from orchestrator.plan.overrides import apply_overrides
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.secrets import secret_places
 from orchestrator.plan.settings import Budget, Client, Frontier, ModelSettings, OpenLoop, Ramp, Soak, WorkloadSettings
+from orchestrator.plan.simulated import check_together
 from orchestrator.plan.tables import Findings, is_deeper_than, shown
 from orchestrator.plan.workloads import read_workload, within_context
 from orchestrator.records import Demand, Slo
@@ -116,6 +117,7 @@ def _read(
     frontier = read_frontier(document, findings)
     workloads, lengths = _workloads(document, seed, around.base, deployments, frontier, findings)
     _check_ramp(ramp, findings)
+    check_together(deployments, slo, findings)
     expected = expected_traffic(open_loop, ramp, workloads, lengths, around.base, findings)
     return Plan(
         text=text,
@@ -211,5 +213,5 @@ def _check_names(named: Iterable[tuple[str, str | None]], findings: Findings) ->
 def _check_ramp(ramp: Ramp, findings: Findings) -> None:
     if ramp.start > ramp.max:
         findings.add("ramp.start", f"is {ramp.start}, above ramp.max, which is {ramp.max}.")
-    if ramp.min_seconds > ramp.max_seconds:
-        findings.add("ramp.min_seconds", f"is {ramp.min_seconds:g}, above ramp.max_seconds ({ramp.max_seconds:g}).")
+    if ramp.min_seconds > ramp.longest_s:
+        findings.add("ramp.min_seconds", f"is {ramp.min_seconds:g}, above ramp.max_seconds ({ramp.longest_s:g}).")

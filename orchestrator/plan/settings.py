@@ -57,6 +57,9 @@ class Frontier(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.name}-{prompt_tokens}"
 
 
+_LONGEST_S, _LONGEST_FULL_S = 600.0, 7200.0
+
+
 class Ramp(msgspec.Struct, frozen=True, kw_only=True):
     """[ramp]: how the concurrency is raised and how long a level is held (METHOD.md, closed-loop level)."""
 
@@ -76,7 +79,9 @@ class Ramp(msgspec.Struct, frozen=True, kw_only=True):
     """... and at least this many times the concurrency ..."""
     min_seconds: float = 30.0
     """... and for at least this long."""
-    max_seconds: float = 600.0
+    max_seconds: float | None = None
+    """Then a level is cut, and INVALID. None = 600, and 7,200 for the full method, whose fresh runs of 1,600 requests
+    take that long at one request every four seconds."""
     ramp_seconds: float | None = None
     """Time over which the users of a level start; None = max(2 * expected request time, 10 s)."""
     warmup_generations: float = 3.0
@@ -84,6 +89,13 @@ class Ramp(msgspec.Struct, frozen=True, kw_only=True):
     deadline_seconds: float = 600.0
     recovery: bool = True
     """After a break the lowest level that held is measured once more: does the server serve as before?"""
+
+    @property
+    def longest_s(self) -> float:
+        """Seconds after which a level is cut."""
+        if self.max_seconds is not None:
+            return self.max_seconds
+        return _LONGEST_FULL_S if self.method == "full" else _LONGEST_S
 
 
 class OpenLoop(msgspec.Struct, frozen=True, kw_only=True):

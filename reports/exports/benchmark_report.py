@@ -23,14 +23,15 @@ VERSION = "0.2"
 def benchmark_report(result: Result, cell: CellResult, level: LevelResult) -> dict[str, Any]:
     """The report of one level; its stage is its position in the order of measuring, from 0."""
     name = f"{result.run_id}/{cell.asked.cell}/{level.level}"
+    simulated = ["SIMULATED"] if cell.hardware == "simulated" else []
     return {
         "version": VERSION,
         "run": {
             "uid": str(uuid.uuid5(uuid.NAMESPACE_URL, f"loadproof:{name}")),
             "eid": str(uuid.uuid5(uuid.NAMESPACE_URL, f"loadproof:{result.run_id}")),
             "time": {"duration": f"PT{level.ended_s - level.started_s:.3f}S"},
-            "description": f"{cell.asked.model} [{name}]",
-            "keywords": ["loadproof", cell.asked.deployment, cell.asked.workload],
+            "description": " ".join([*simulated, f"{cell.asked.model} [{name}]"]),
+            "keywords": ["loadproof", *simulated, cell.asked.deployment, cell.asked.workload],
         },
         "scenario": {"stack": [_component(result, cell)], "load": _load(result, cell, level)},
         "results": {

@@ -44,6 +44,7 @@ def _level_row(cell: CellResult, level: LevelResult) -> Row:
         "stack": asked.stack,
         "model": asked.model,
         "quantization": asked.quantization,
+        "simulated": cell.hardware == "simulated",
         "level": level.level,
         "attempt": level.attempt,
         "purpose": level.purpose,

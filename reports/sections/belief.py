@@ -8,11 +8,12 @@ from typing import NamedTuple
 from reports.certainty import Estimate
 from reports.figures import NONE, latency, percent, significant
 from reports.result import CellResult, Hardware, LevelResult, Result
+from stacks.simulated.accuracy import SENTENCE
 
 HARDWARE_WORDS: dict[Hardware, str] = {
     "gpu": "",
     "cpu": "No GPU was used: the server ran on the CPU. Nothing here holds for a card.",
-    "simulated": "Simulated: no model and no card were there. The numbers show loadproof at work, not a serving stack.",
+    "simulated": SENTENCE,
     "unknown": "No card was watched for a server here, and what hardware it ran on is not known.",
 }
 

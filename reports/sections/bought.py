@@ -123,13 +123,19 @@ def _bits(label: str) -> int | None:
 
 
 def comparisons(cells: Sequence[CellResult]) -> tuple[Comparison, ...]:
-    """One for each stack whose deployments differ in format and were measured."""
+    """One for each stack and card whose deployments differ in format and were measured."""
     found = []
-    for stack in dict.fromkeys(cell.asked.stack for cell in cells):
-        columns = _columns([cell for cell in cells if cell.asked.stack == stack])
+    for group in dict.fromkeys(map(_group, cells)):
+        columns = _columns([cell for cell in cells if _group(cell) == group])
         if len({column.format.label.lower() for column in columns}) > 1:
-            found.append(_comparison(stack, columns))
+            stack, card, _ = group
+            found.append(_comparison(f"{stack} on {card}" if card else stack, columns))
     return tuple(found)
+
+
+def _group(cell: CellResult) -> tuple[str, str, tuple[str, ...]]:
+    """Stack and cards: a format is compared on one card."""
+    return cell.asked.stack, cell.asked.card, cell.asked.gpus
 
 
 def _columns(cells: Sequence[CellResult]) -> list[Column]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from orchestrator.records import AskedCell, LevelStats, Percentiles, Slo
 from reports.figures import NONE, count, latency, percent, significant, size
 from reports.result import CellResult, LevelResult, Result
+from reports.sections.fragile import fragile
 
 _MJ_PER_KWH = 3.6
 """So that J a token, which is MJ a million tokens, becomes kWh a million."""
@@ -61,6 +62,8 @@ class Card(NamedTuple):
     configure: str
     afterwards: tuple[str, ...]
     """What was seen after the break, and in the soak."""
+    fragile: str
+    """That it barely fits, and what that means; "" where it does not barely fit."""
     missing: tuple[str, ...]
     incident: bool
 
@@ -110,12 +113,12 @@ def by_workload(found: Iterable[Card]) -> dict[str, list[Card]]:
 
 
 def level_at(cell: CellResult, concurrency: int | None, *, held: bool) -> LevelResult | None:
-    """The level that speaks for a concurrency: the latest valid one that held, or that did not."""
-    found = [
-        level
-        for level in cell.levels
-        if level.concurrency == concurrency and level.verdict.valid and (level.verdict.verdict == "PASS") == held
-    ]
+    """The level that speaks for a concurrency: the latest valid one that held, or that did not. Where runs are pooled,
+    a concurrency may hold of which no single run was decided."""
+    own = [level for level in cell.levels if level.concurrency == concurrency and level.verdict.valid]
+    passed = [level for level in own if level.verdict.verdict == "PASS"]
+    undecided = [level for level in own if level.verdict.verdict == "UNDECIDED" and level.purpose != "sentinel"]
+    found = (passed or undecided) if held else [level for level in own if level not in passed]
     return max(found, key=lambda level: level.level, default=None)
 
 
@@ -150,6 +153,7 @@ def _card(cell: CellResult, anchor: str, slo: Slo) -> Card:
         why=_why(cell),
         configure=_configure(cell),
         afterwards=verdict.afterwards,
+        fragile=fragile(cell),
         missing=tuple(verdict.missing),
         incident=bool(cell.incidents),
     )

@@ -40,7 +40,12 @@ def started(result: Result) -> tuple[Started, ...]:
 
 
 def _started(model: str, server: ServerRecord) -> Started:
-    how = {"external": "not started by loadproof", "docker": "container", "process": "process"}[server.launch]
+    how = {
+        "external": "not started by loadproof",
+        "docker": "container",
+        "process": "process",
+        "simulated": "not started: simulated in virtual time",
+    }[server.launch]
     rows = [
         ("Stack", f"{server.stack} {server.version or '(version not reported)'}"),
         ("Started as", how),

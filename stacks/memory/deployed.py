@@ -30,6 +30,7 @@ from stacks.memory.pools import layout_of
 from stacks.memory.setup import PREDICTED_STACKS, Setup, check_setup
 from stacks.memory.versions import Version
 from stacks.sheet import DataSheet
+from stacks.tgi import ADMITTED_REQUESTS, prefill_tokens
 from stacks.vllm import block_tokens_of
 
 LLAMACPP_SLOTS = 4
@@ -122,6 +123,7 @@ def setup_of(deployment: Deployment, card: Card | None = None, *, measured: bool
     if deployment.stack == "llamacpp":
         return check_setup(_llamacpp(deployment, found, card))
     weights = _weights(deployment, found)
+    seqs, batched_tokens = _caps(deployment)
     setup = Setup(
         model=found.model,
         weights=weights,
@@ -138,8 +140,8 @@ def setup_of(deployment: Deployment, card: Card | None = None, *, measured: bool
         tensor=deployment.tensor_parallel,
         memory_fraction=deployment.memory_fraction,
         max_model_len=deployment.context_tokens,
-        max_num_seqs=deployment.max_concurrency,
-        max_num_batched_tokens=deployment.max_batched_tokens,
+        max_num_seqs=seqs,
+        max_num_batched_tokens=batched_tokens,
         eager="--enforce-eager" in deployment.args,
         kv_cache_bytes=deployment.kv_cache_bytes,
     )
@@ -150,6 +152,13 @@ def setup_of(deployment: Deployment, card: Card | None = None, *, measured: bool
     double = setup.stack == "vllm" and setup.engine == "V0"
     refined = refine_format(weights, deployment.quantization, scales_kept_double=double)
     return check_setup(msgspec.structs.replace(setup, weights=refined))
+
+
+def _caps(deployment: Deployment) -> tuple[int | None, int | None]:
+    """The most requests and tokens of a batch: those of the plan, else those that we start TGI with."""
+    if deployment.stack == "tgi":
+        return deployment.max_concurrency or ADMITTED_REQUESTS, prefill_tokens(deployment)
+    return deployment.max_concurrency, deployment.max_batched_tokens
 
 
 def _weights(deployment: Deployment, found: FoundModel) -> WeightFormat:

@@ -358,7 +358,7 @@ class Engine:
         """As many steps of decoding alone as nothing happens in."""
         steps = min(most, self._next_end() - self._step)
         if not self.policy.reserves:
-            steps = self._steps_with_room(steps)
+            steps = self._steps_until_admission(self._steps_with_room(steps))
         steps = max(1, steps)
         seconds = self._decode_seconds(steps)
         if self.now_s + seconds > until_s and steps > 1:
@@ -388,6 +388,23 @@ class Engine:
             free -= classes[(at + count) % block]
             if free < 0:
                 return count
+        return steps
+
+    def _steps_until_admission(self, steps: int) -> int:
+        """How many of `steps` pass until the first in the queue fits: what the running ones still owe, of which a share
+        must be free, gets less with every step."""
+        if not self.policy.headroom or not self._waiting or len(self._running) >= self.limits.sequences:
+            return steps
+        block, share, n = self.limits.block_tokens, self.policy.headroom, self._decoding
+        needed = -(-self._waiting[0].prefill_left // block)
+        free, owed = self._free, self._outstanding
+        if needed + share * (owed - n * steps) / block > free:
+            return steps
+        for count in range(steps):
+            free -= self._classes[(self._step + count) % block]
+            owed -= n
+            if needed + share * owed / block <= free:
+                return count + 1
         return steps
 
     def _steps_until(self, until_s: float, steps: int) -> int:

@@ -34,11 +34,12 @@ class VirtualLevel(NamedTuple):
     """Requests that were sent, of all phases."""
 
 
-StopEarly = Callable[[RequestRecord, int], str | None]
-"""(a measured record, its position among the measured ones in issue order, from 0) -> why the level ends, if so."""
+StopEarly = Callable[[RequestRecord, int, int | None], str | None]
+"""(a measured record, its place among the measured ones in issue order, from 0, how many of them there will be by
+`LevelSpec.measured_in_all`) -> why the level ends, if so."""
 
 
-def never(_: RequestRecord, __: int) -> str | None:
+def never(_record: RequestRecord, _place: int, _of: int | None) -> str | None:
     """A level that ends by its own rules alone."""
     return None
 
@@ -116,16 +117,25 @@ class Level:
         return VirtualLevel(self._run(), self.records, self.samples, self.issued)
 
     def advance(self, until_s: float) -> None:
-        """To the next event, with a look once a second of virtual time at what the metrics page would say."""
+        """To the next event, with a look every second of virtual time at what the metrics page would say."""
         engine = self.engine
+        before_s, before = engine.now_s, _counts(engine)
         ended, failed = engine.advance(until_s)
         if engine.now_s >= self._next_sample_s:
-            self._next_sample_s = engine.now_s + SAMPLE_S
-            self.samples.append(Sample(at_ns=ns(engine.now_s), source="engine", values=engine_values(engine)))
+            self._look(before_s, before)
         for sequence in ended:
             self._finish(sequence, None)
         for sequence in failed:
             self._finish(sequence, KV_FULL)
+
+    def _look(self, before_s: float, before: dict[str, float]) -> None:
+        """At each second that has passed: gauges are as they were meanwhile, counters have grown evenly."""
+        now_s, gauges, after = self.engine.now_s, _gauges(self.engine), _counts(self.engine)
+        while self._next_sample_s <= now_s:
+            share = (self._next_sample_s - before_s) / (now_s - before_s) if now_s > before_s else 1.0
+            counts = {name: float(math.floor(before[name] + share * (after[name] - before[name]))) for name in after}
+            self.samples.append(Sample(at_ns=ns(self._next_sample_s), source="engine", values=gauges | counts))
+            self._next_sample_s += SAMPLE_S
 
     def send(self, request: Request, phase: Phase, due_s: float, user: int | None = None) -> Sequence | None:
         """At the present time (an engine does not look at its queue inside a step). None if it was refused."""
@@ -166,6 +176,11 @@ class Level:
         """Issue of the first measured request."""
         return self._window_start_s
 
+    def measured_in_all(self, at_s: float) -> int | None:
+        """See `LevelSpec`."""
+        start_s = at_s if self._window_start_s is None else self._window_start_s
+        return self.spec.measured_in_all(self.measured_issued, at_s - start_s)
+
     def cut_short(self, reason: str) -> None:
         """Nothing more is sent."""
         self.closed = self.over = True
@@ -190,8 +205,10 @@ class Level:
         self.completed += 1
         if record.phase == "measured":
             self.measured_pending -= 1
-            if self.cut is None and not self.over and (reason := self.stop_early(record, sent.position)):
-                self.cut_short(reason)
+            if self.cut is None and not self.over:
+                reason = self.stop_early(record, sent.position, self.measured_in_all(self.engine.now_s))
+                if reason is not None:
+                    self.cut_short(reason)
         self.ended(record)
 
     def _answered(self, sent: Sent, sequence: Sequence) -> RequestRecord:
@@ -262,17 +279,20 @@ def _failed(sent: Sent, at_s: float, failure: Failure) -> RequestRecord:
     )
 
 
-def engine_values(engine: Engine) -> dict[str, float]:
-    """The engine's own figures under their canonical names. Only engines that preempt count preemptions."""
+def _gauges(engine: Engine) -> dict[str, float]:
+    values = {"running": float(engine.seen.running), "waiting": float(engine.seen.waiting)}
+    if engine.policy.when_full != "fail":
+        values["kv_use"] = engine.seen.kv_use
+    return values
+
+
+def _counts(engine: Engine) -> dict[str, float]:
+    """Only engines that preempt count preemptions."""
     counters = engine.counters
     values = {
-        "running": float(engine.seen.running),
-        "waiting": float(engine.seen.waiting),
         "prompt_tokens_total": float(counters.prompt_tokens),
         "output_tokens_total": float(counters.output_tokens),
     }
-    if engine.policy.when_full != "fail":
-        values["kv_use"] = engine.seen.kv_use
     if engine.policy.when_full == "preempt" and not engine.policy.reserves:
         values["preemptions_total"] = float(counters.preemptions)
     return values

@@ -88,7 +88,8 @@ _NAMES = {
 """Which of the engine's figures a stack's page shows, and under which name."""
 
 
-def metrics_page(stack: str, engine: Engine) -> bytes:
+def metrics_page(stack: str, engine: Engine, held_bytes: float = 0.0) -> bytes:
+    """`held_bytes`: what the card holds."""
     pool = engine.limits.blocks * engine.limits.block_tokens
     counters = engine.counters
     figures = {
@@ -102,6 +103,7 @@ def metrics_page(stack: str, engine: Engine) -> bytes:
         "output_tokens": counters.output_tokens,
     }
     lines = [f"{name} {figures[figure]}" for figure, name in _NAMES[stack].items()]
+    lines.append(f"loadproof_simulated_memory_bytes {round(held_bytes)}")
     if stack == "vllm":
         labels = f'block_size="{engine.limits.block_tokens}",num_gpu_blocks="{engine.limits.blocks}"'
         lines.append(f"vllm:cache_config_info{{{labels}}} 1.0")

@@ -53,9 +53,18 @@ class SimulatedServer:
     """An engine behind the API of its stack."""
 
     def __init__(
-        self, stack: str, model: str, engine: Engine, *, speed: float = 1.0, faults: Faults | None = None
+        self,
+        stack: str,
+        model: str,
+        engine: Engine,
+        *,
+        held_bytes: float = 0.0,
+        speed: float = 1.0,
+        faults: Faults | None = None,
     ) -> None:
+        """`held_bytes`: what the card holds while it serves."""
         self.stack, self.model, self.engine, self.speed = stack, model, engine, speed
+        self.held_bytes = held_bytes
         self.faults = faults or Faults()
         self.lag_s = 0.0
         self._streams: set[_Stream] = set()
@@ -150,7 +159,7 @@ class SimulatedServer:
         if method == "POST" and path in PATHS:
             await self._complete(PATHS[path], body, writer)
         elif path == "/metrics":
-            answer(writer, 200, metrics_page(self.stack, self.engine), "text/plain")
+            answer(writer, 200, metrics_page(self.stack, self.engine, self.held_bytes), "text/plain")
         else:
             page = small_page(self.stack, path, self.model)
             answer(writer, 404 if page is None else 200, page or b'{"error": "not found"}')

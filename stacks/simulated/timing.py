@@ -21,12 +21,12 @@ from stacks.memory.steptime import (
     BANDWIDTH_SHARE,
     COMPUTE_SHARE,
     STEP_SECONDS,
-    card_tflops,
     context_bytes_read,
     prefill_seconds,
     read_bytes,
 )
 from stacks.memory.weights import WeightPart
+from stacks.simulated.kernels import arithmetic_tflops
 
 SEQUENCE_SECONDS = 10e-6
 """s: scheduling, sampling and detokenising one more sequence in a step."""
@@ -87,7 +87,7 @@ def step_times(result: Bill) -> StepTimes:
     """
     setup = result.setup
     card = setup.card
-    tflops = card_tflops(card, setup.weights) if card is not None else None
+    tflops = arithmetic_tflops(setup)
     if card is None or card.bandwidth_gb_s is None or tflops is None:
         raise UnknownFactError("The card's bandwidth and arithmetic rate are not known, so no time can be simulated.")
     weights, model, tensor = setup.weights, setup.model, setup.tensor

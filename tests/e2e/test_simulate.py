@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -267,12 +268,28 @@ def test_a_run_finds_the_break_of_the_simulated_card(tmp_path: Path) -> None:
     run = [sys.executable, "-m", "orchestrator.cli", "run", str(plan), "--out", str(out)]
     done = subprocess.run(run, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    (cell,) = json.loads((out / "result.json").read_bytes())["cells"]
+    found = json.loads((out / "result.json").read_bytes())
+    (cell,) = found["cells"]
+    assert found["simulated"]
+    assert cell["hardware"] == "simulated"
+    assert_its_memory_is_the_simulated_cards(cell)
     verdict = cell["verdict"]
     if "c_ok" not in verdict or "c_bad" not in verdict:
         pytest.skip(f"this machine is too busy to measure: {verdict['missing'][0]}")
     assert verdict["c_ok"] <= true_break() < verdict["c_bad"], verdict
     assert verdict["limiter"] == "the engine's limit on running requests"
+
+
+def assert_its_memory_is_the_simulated_cards(cell: dict[str, Any]) -> None:
+    """Ledger and reconciliation by what the card reports, and not by the memory of the Python process."""
+    assert cell["ledger"]["source"] == "memory of the simulated card, as it reports"
+    stages = [point["stage"] for point in cell["ledger"]["checkpoints"]]
+    assert {"ready", "level", "drained"} <= set(stages)
+    assert cell["ledger"]["peak_bytes"] > 20 * 2**30
+    lines = {line["name"]: line for line in cell["reconciliation"]["lines"]}
+    assert lines["total"]["measured"] == cell["ledger"]["peak_bytes"]
+    for name in ("weights", "KV cache", "KV tokens"):
+        assert lines[name]["measured"] > 0
 
 
 def true_break() -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.demo import demo_plan
+from orchestrator.demo import demo_plan, simulated_plan
 from orchestrator.plan import load_plan
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -17,6 +17,7 @@ CELLS = {
     "vllm-vs-sglang.toml": 4,
     "external.toml": 2,
     "demo.toml": 12,
+    "demo-simulated.toml": 26,
 }
 
 
@@ -46,3 +47,4 @@ def test_the_demo_as_a_plan_is_the_demo() -> None:
     """The same text, but for where the weights lie."""
     embedded = demo_plan(Path("~/.cache/loadproof/models")).decode()
     assert (EXAMPLES / "demo.toml").read_text("utf-8") == embedded
+    assert (EXAMPLES / "demo-simulated.toml").read_bytes() == simulated_plan()

@@ -42,6 +42,9 @@ def test_a_small_plan_has_the_documented_defaults() -> None:
     ramp = plan.ramp
     assert (ramp.start, ramp.max, ramp.factor, ramp.precision, ramp.confirm) == (1, 256, 2, 0.1, 1)
     assert (ramp.requests, ramp.requests_per_user, ramp.warmup_generations, ramp.deadline_seconds) == (100, 10, 3, 600)
+    assert ramp.longest_s == 600
+    assert plan_of(SMALL + '[ramp]\nmethod = "full"\n').ramp.longest_s == 7200
+    assert plan_of(SMALL + '[ramp]\nmethod = "full"\nmax_seconds = 60\n').ramp.longest_s == 60
     assert plan.budget.minutes is None
     assert (plan.name, plan.title) == ("plan.toml", "plan")
     assert plan.text == SMALL.encode()

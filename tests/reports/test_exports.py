@@ -63,7 +63,7 @@ def test_tables_have_a_row_for_each_level_and_each_request(run: Run, found: Resu
 def test_parquet_says_the_same_with_types(run: Run, found: Result, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet", reason="pip install pyarrow")
     write_parquet(tmp_path / "r.parquet", request_rows(run), truths=("good", "clamped"))
-    write_parquet(tmp_path / "l.parquet", level_rows(found), truths=("valid",))
+    write_parquet(tmp_path / "l.parquet", level_rows(found), truths=("valid", "simulated"))
     table, levels = parquet.read_table(tmp_path / "r.parquet"), parquet.read_table(tmp_path / "l.parquet")
     assert table.to_pylist() == list(request_rows(run))
     assert levels.to_pylist() == list(level_rows(found))

@@ -115,7 +115,7 @@ def test_a_cut_search_at_an_endpoint_that_is_not_ours(external: Path) -> None:
         ({}, {}, "cpu"),
         ({"gpu0": "NVIDIA L4"}, {}, "unknown"),
         ({"gpu0": "NVIDIA L4"}, {"gpus": ["0"]}, "gpu"),
-        ({}, {"stack": "simulated"}, "simulated"),
+        ({}, {"launch": "simulated", "simulated": True}, "simulated"),
     ],
 )
 def test_hardware_is_claimed_only_where_it_is_known(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stacks.simulated.engine import POLICIES, Engine, EngineLimits, Policy, Sequence
@@ -147,6 +147,7 @@ LENGTHS = st.lists(st.tuples(st.integers(1, 90), st.integers(1, 60)), min_size=1
 
 
 @settings(max_examples=150, deadline=None)
+@example([(1, 3), (1, 42), (17, 60), (17, 60), (1, 1)], "sglang", 10, 16, 5, 16)
 @given(
     LENGTHS,
     st.sampled_from(sorted(POLICIES)),
