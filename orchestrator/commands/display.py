@@ -32,13 +32,17 @@ def duration(s: float) -> str:
     return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
 
 
+_COMPARED = ("sentinel", "prefill", "recovery")
+"""Levels that are there to be compared: whether they met the SLO says nothing."""
+
+
 def level_line(commit: LevelCommitted) -> str:
     """A committed level in one line."""
     stats, verdict = commit.stats, commit.verdict
-    word = verdict.verdict if verdict.valid else "INVALID"
+    asked_for = commit.run.spec.purpose not in _COMPARED
     parts = [
         f"{commit.run.spec.purpose} {at(commit.run.spec)}",
-        word,
+        *(["INVALID"] if not verdict.valid else [verdict.verdict] if asked_for else []),
         f"{stats.good}/{stats.offered} good",
         f"TTFT p95 {_ms(stats.ttft_ms.p95)}",
         f"TPOT p95 {_ms(stats.tpot_ms.p95)}",
@@ -119,7 +123,8 @@ class Plain(Quiet):
 
     def run_opened(self, plan: Plan, cells: Sequence[Cell], resumed: bool) -> None:
         expected = duration(plan.expected_total_seconds())
-        self._say(f"{'resuming' if resumed else 'measuring'} {len(cells)} cells, about {expected}")
+        told = f"which real cards would take about {expected} for" if plan.simulated else f"about {expected}"
+        self._say(f"{'resuming' if resumed else 'measuring'} {len(cells)} cells, {told}")
 
     def cell_started(self, cell: Cell, attempt: int) -> None:
         self._said_ns = now_ns()
@@ -211,7 +216,7 @@ class LivePanel(Plain):
 
     def run_opened(self, plan: Plan, cells: Sequence[Cell], resumed: bool) -> None:
         super().run_opened(plan, cells, resumed)
-        self._expected_s = plan.expected_total_seconds()
+        self._expected_s = 0.0 if plan.simulated else plan.expected_total_seconds()  # virtual time is no waiting time
 
     def cell_started(self, cell: Cell, attempt: int) -> None:
         super().cell_started(cell, attempt)
@@ -235,7 +240,8 @@ class LivePanel(Plain):
         elapsed = seconds(now_ns() - self._started_ns)
         rows = Table.grid(padding=(0, 2))
         rows.add_row("cell", self._cell or "-")
-        rows.add_row("run", f"{duration(elapsed)} of about {duration(self._expected_s)}")
+        of = f" of about {duration(self._expected_s)}" if self._expected_s else ""
+        rows.add_row("run", f"{duration(elapsed)}{of}")
         if (level := self._level) is not None:
             by = f", by {level.spec.workers} processes" if level.spec.workers > 1 else ""
             rows.add_row("level", f"{level.spec.purpose}, {at(level.spec)}{by}")

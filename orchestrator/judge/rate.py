@@ -35,7 +35,8 @@ def open_loop(rules: SearchRules, stop: Stop, history: Sequence[Outcome]) -> Scr
     """The phase. It begins only where a level is confirmed on a machine that did not drift."""
     if rules.open_loop is None or stop.c_ok is None or not stop.confirmed_ok or stop.drifted:
         return stop
-    at_c_ok = [o for o in history if o.holds and o.purpose == "confirm" and o.concurrency == stop.c_ok]
+    fresh = (o for o in history if o.purpose == "confirm" and o.concurrency == stop.c_ok)
+    at_c_ok = [o for o in fresh if o.valid and not o.fails]  # together they hold, though none may be decided alone
     throughput = _mean([o.requests_per_s for o in at_c_ok])
     if not throughput:
         return stop

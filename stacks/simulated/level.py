@@ -119,22 +119,19 @@ class Level:
     def advance(self, until_s: float) -> None:
         """To the next event, with a look every second of virtual time at what the metrics page would say."""
         engine = self.engine
-        before_s, before = engine.now_s, _counts(engine)
         ended, failed = engine.advance(until_s)
         if engine.now_s >= self._next_sample_s:
-            self._look(before_s, before)
+            self._look()
         for sequence in ended:
             self._finish(sequence, None)
         for sequence in failed:
             self._finish(sequence, KV_FULL)
 
-    def _look(self, before_s: float, before: dict[str, float]) -> None:
-        """At each second that has passed: gauges are as they were meanwhile, counters have grown evenly."""
-        now_s, gauges, after = self.engine.now_s, _gauges(self.engine), _counts(self.engine)
-        while self._next_sample_s <= now_s:
-            share = (self._next_sample_s - before_s) / (now_s - before_s) if now_s > before_s else 1.0
-            counts = {name: float(math.floor(before[name] + share * (after[name] - before[name]))) for name in after}
-            self.samples.append(Sample(at_ns=ns(self._next_sample_s), source="engine", values=gauges | counts))
+    def _look(self) -> None:
+        """At each second that has passed: the engine is at its next event, and was so all the while."""
+        values = _told(self.engine)
+        while self._next_sample_s <= self.engine.now_s:
+            self.samples.append(Sample(at_ns=ns(self._next_sample_s), source="engine", values=values))
             self._next_sample_s += SAMPLE_S
 
     def send(self, request: Request, phase: Phase, due_s: float, user: int | None = None) -> Sequence | None:
@@ -279,20 +276,13 @@ def _failed(sent: Sent, at_s: float, failure: Failure) -> RequestRecord:
     )
 
 
-def _gauges(engine: Engine) -> dict[str, float]:
+def _told(engine: Engine) -> dict[str, float]:
+    """The engine's own figures under their canonical names. Only engines that preempt count preemptions. Tokens are not
+    counted: the stamps of the answers' tokens are laid out evenly here, so a count of them would be compared with that.
+    """
     values = {"running": float(engine.seen.running), "waiting": float(engine.seen.waiting)}
     if engine.policy.when_full != "fail":
         values["kv_use"] = engine.seen.kv_use
-    return values
-
-
-def _counts(engine: Engine) -> dict[str, float]:
-    """Only engines that preempt count preemptions."""
-    counters = engine.counters
-    values = {
-        "prompt_tokens_total": float(counters.prompt_tokens),
-        "output_tokens_total": float(counters.output_tokens),
-    }
     if engine.policy.when_full == "preempt" and not engine.policy.reserves:
-        values["preemptions_total"] = float(counters.preemptions)
+        values["preemptions_total"] = float(engine.counters.preemptions)
     return values

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.judge.looks import deciding_look
+from orchestrator.judge.rate import open_loop
 from orchestrator.judge.search import Measure, Outcome, SearchRules, Stop, next_step, progress
 from orchestrator.judge.steps import OpenLoop, OpenRules
 from orchestrator.judge.swings import Swings
@@ -211,6 +212,14 @@ def test_nothing_follows_a_search_that_confirmed_nothing_or_rules_without_a_chec
     assert all(step.rate_per_s is None for step in steps)
     plain = SearchRules(method="full", start=C_OK, maximum=C_OK, confirm=3)
     assert walk(up_to(X), plain)[2].open_loop is None
+
+
+def test_runs_that_hold_together_are_enough_though_none_is_decided_alone() -> None:
+    step = Measure(concurrency=C_OK, purpose="confirm", replicate=0, looks=(1600,), alpha=0.02)
+    run = msgspec.structs.replace(measured(step, Said(), random.Random(1)), verdict="UNDECIDED")
+    stop = Stop(c_ok=C_OK, c_bad=None, confirmed_ok=True, confirmed_bad=False, monotone=True, why="", drifted=False)
+    phase = open_loop(rules(), stop, [run] * 3)
+    assert next(phase).purpose == "prefill"
 
 
 def test_the_quick_search_can_be_followed_too() -> None:
