@@ -5,7 +5,8 @@ BIN    := $(VENV)/bin
 STACKS ?= llamacpp vllm transformers sglang
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test test-stacks lint format bench-memory bench-client bench-report bench-search bench-simulated bench-soak pictures build clean
+.PHONY: demo test test-stacks lint format bench-memory bench-client bench-tools bench-report bench-search bench-simulated \
+        bench-soak pictures build clean
 
 demo: $(VENV)/.demo            ## the main job on this machine: real llama.cpp, three weight formats, a report
 	$(BIN)/loadproof demo $(ARGS)
@@ -33,6 +34,9 @@ bench-memory: $(VENV)/.dev     ## the predicted memory bill against public measu
 
 bench-client: $(VENV)/.dev     ## how true and how light the client is, against a server that knows what it sent
 	$(BIN)/python -m benchmarks.client $(ARGS)
+
+bench-tools: $(VENV)/.dev      ## other load tools, where installed, beside loadproof load: what they say and what was sent
+	$(BIN)/python -m benchmarks.others $(ARGS)
 
 bench-report: $(VENV)/.dev     ## time and memory of the report of a large run: 40 cells, 100,000 requests
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.report $(ARGS)

@@ -254,6 +254,7 @@ def main() -> None:
     for target in found:
         console.print(f"{'met   ' if target.met else 'MISSED'}  {target.name}: {target.value} ({target.limit})")
     console.print(machine())
+    console.print("Other load tools beside `loadproof load`, where they are installed: make bench-tools.")
     sys.exit(options.check and not all(target.met for target in found))
 
 

@@ -194,13 +194,13 @@ class VirtualCell:
         looks = RunningLooks(spec.looks if step.purpose != "sentinel" else (), slo.attainment, spec.alpha)
         bad = 0
 
-        def stop_early(record: RequestRecord, position: int) -> str | None:
+        def stop_early(record: RequestRecord, position: int, of: int | None) -> str | None:
             nonlocal bad
             if step.purpose == "sentinel":
                 return None
             good = is_good(record, slo)
             bad += not good
-            return looks.add(position, good=good) or decided_early(bad, spec.requests, slo)
+            return looks.add(position, good=good) or (decided_early(bad, of, slo) if of is not None else None)
 
         level = run_virtual(
             self.engine,

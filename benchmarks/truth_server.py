@@ -1,8 +1,9 @@
 """A streaming server that knows what it sent and when: the truth that a client's clock is held against.
 
-    python -m benchmarks.truth_server --truth FILE --cpu N
+    python -m benchmarks.truth_server --truth FILE --cpu N [--tokens-per-s R]
 
-Answers every POST with a chat stream of `max_tokens` events, one every 1 / `x-tokens-per-s` seconds. Just before and
+Answers every POST with a chat stream of `max_tokens` events, one every 1 / `x-tokens-per-s` seconds (R, if the client
+sends no such header), and every GET with the list of its one model. Just before and
 just after the system call that sends an event it reads CLOCK_MONOTONIC; the arrival lies between the two, because the
 loopback delivers within the call. On SIGTERM it writes a JSON line per answer: `id`, `before_ns`, `after_ns`, and
 when each event was due. One thread and one epoll, standard library only, so that it is never the limit.
@@ -26,6 +27,10 @@ from pathlib import Path
 
 now_ns = time.monotonic_ns
 
+USUAL_TOKENS = 16
+"""Of an answer to a request that names no number."""
+MODELS = b'{"object":"list","data":[{"id":"truth","object":"model","owned_by":"loadproof"}]}'
+LISTED = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(MODELS) + MODELS
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 _CHUNK = (
     '{"id":"chatcmpl-5f1c0b6e9a8d4c27","object":"chat.completion.chunk","created":1764109392,"model":"truth",'
@@ -82,10 +87,11 @@ class Stream:
 class Connection:
     """One client's socket. What its buffer does not take is kept and sent first."""
 
-    __slots__ = ("received", "sock", "unsent")
+    __slots__ = ("received", "sock", "tokens_per_s", "unsent")
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, tokens_per_s: float) -> None:
         self.sock = sock
+        self.tokens_per_s = tokens_per_s
         self.received = b""
         self.unsent = b""
 
@@ -107,20 +113,26 @@ class Connection:
             return None
         lines = (line.partition(b":") for line in head.lower().split(b"\r\n")[1:])
         headers = {name: value.strip() for name, _, value in lines}
+        if head.startswith((b"GET", b"HEAD")):
+            self.received = body
+            self.send(LISTED)
+            return None
         length = int(headers[b"content-length"])
         if len(body) < length:
             return None
         self.received = body[length:]
-        tokens = json.loads(body[:length])["max_tokens"]
-        rate = float(headers[b"x-tokens-per-s"])
-        return Stream(self, headers[b"x-request-id"].decode(), tokens, round(1e9 / rate))
+        asked = json.loads(body[:length])
+        tokens = asked.get("max_completion_tokens") or asked.get("max_tokens") or USUAL_TOKENS
+        rate = float(headers.get(b"x-tokens-per-s", self.tokens_per_s))
+        return Stream(self, headers.get(b"x-request-id", b"").decode(), tokens, round(1e9 / rate))
 
 
 class TruthServer:
     """Serves until it is told to stop."""
 
-    def __init__(self, listener: socket.socket) -> None:
+    def __init__(self, listener: socket.socket, tokens_per_s: float) -> None:
         self.listener = listener
+        self.tokens_per_s = tokens_per_s
         self.poll = select.epoll()
         self.poll.register(listener, select.EPOLLIN)
         self.connections: dict[int, Connection] = {}
@@ -159,7 +171,7 @@ class TruthServer:
         sock, _ = self.listener.accept()
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.connections[sock.fileno()] = Connection(sock)
+        self.connections[sock.fileno()] = Connection(sock, self.tokens_per_s)
         self.poll.register(sock, select.EPOLLIN)
 
     def read(self, fd: int) -> None:
@@ -200,11 +212,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--truth", type=Path, required=True)
     parser.add_argument("--cpu", type=int, required=True)
+    parser.add_argument("--tokens-per-s", type=float, default=50.0, help="default: %(default)s")
     options = parser.parse_args()
     take_core(options.cpu)
     gc.disable()
     with socket.create_server(("127.0.0.1", 0), backlog=4096) as listener:
-        server = TruthServer(listener)
+        server = TruthServer(listener, options.tokens_per_s)
         signal.signal(signal.SIGTERM, server.stop)
         print(listener.getsockname()[1], flush=True)
         server.serve()

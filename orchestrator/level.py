@@ -10,18 +10,18 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from orchestrator.asked import level_seed, level_spec, open_spec, open_traffic
+from orchestrator.host import usable_cpus
 from orchestrator.journal import Journal, Lines
 from orchestrator.judge.level import decided_early, judge_level
 from orchestrator.judge.looks import RunningLooks
 from orchestrator.judge.search import Measure
+from orchestrator.load.capacity import USUAL_TOKENS_PER_S, Expected, expected, workers_needed
+from orchestrator.load.tally import StopEarly, never
 from orchestrator.metrics import is_good, level_stats
 from orchestrator.plan import Cell, Plan
 from orchestrator.progress import Progress
 from orchestrator.records import LevelCommitted, LevelRun, LevelSpec, Request, RequestRecord, Sample, ServerFailure
 from workloads.workload import requests_sha256
-
-StopEarly = Callable[[RequestRecord, int], str | None]
-"""(a measured record, its position among the measured ones in issue order, from 0) -> why the level ends, if so."""
 
 
 class Users(NamedTuple):
@@ -114,16 +114,43 @@ class Bench:
         pairs for a comparison.
         """
         if step.rate_per_s is not None:
-            return open_spec(step, self._plan, self._cell)
+            spec = open_spec(step, self._plan, self._cell)
+            return msgspec.structs.replace(spec, workers=self._workers(self._expected_open(step.rate_per_s)))
         spec = level_spec(
             step, self._plan.ramp, self._seed(step, step.replicate), self._expected_e2e_s(step.concurrency)
         )
-        if step.lengths_of is None:
-            return spec
-        return msgspec.structs.replace(spec, lengths_seed=self._seed(step, step.lengths_of))
+        return msgspec.structs.replace(
+            spec,
+            lengths_seed=None if step.lengths_of is None else self._seed(step, step.lengths_of),
+            workers=self._workers(self._expected_closed(step.concurrency)),
+        )
 
     def _seed(self, step: Measure, replicate: int) -> int:
         return level_seed(self._plan.seed, self._cell.workload.name, step.concurrency, "level", replicate)
+
+    def _workers(self, load: Expected) -> int:
+        """As many load processes as the plan says; else as are needed for this. None loads a simulated card."""
+        if self._cell.deployment.launch == "simulated":
+            return 1
+        asked = self._plan.client.workers
+        return workers_needed(load, usable_cpus()) if asked is None else asked
+
+    def _expected_closed(self, concurrency: int) -> Expected:
+        """As many streams as users, each as fast as at the nearest level."""
+        known = [c for c in self._commits() if c.stats.output_tokens_per_s is not None and c.stats.mean_in_flight]
+        if not known:
+            return expected(concurrency)
+        nearest = min(known, key=lambda c: abs(c.run.spec.concurrency - concurrency))
+        return expected(concurrency, (nearest.stats.output_tokens_per_s or 0.0) / (nearest.stats.mean_in_flight or 1.0))
+
+    def _expected_open(self, rate_per_s: float) -> Expected:
+        """Little's law, with the longest mean time of a request that a level has shown."""
+        lengths = self._plan.workload(self._cell).stats(self._cell.workload.context_tokens)
+        events_per_s = rate_per_s * lengths.output_mean
+        known = [c.stats.e2e_ms.mean for c in self._commits() if c.stats.e2e_ms.mean is not None]
+        if not known:
+            return Expected(events_per_s / USUAL_TOKENS_PER_S, events_per_s)
+        return Expected(rate_per_s * max(known) / 1000, events_per_s)
 
     def expected_seconds(self, spec: LevelSpec) -> float:
         """How long a level will take, for the display."""
@@ -151,6 +178,7 @@ class Bench:
         self._requests.sync()
         run, samples, slo = played.run, played.samples, self._plan.slo
         stats = level_stats(run, records, samples, slo)
+        asked = demanded[: len(records) if spec.is_open else stats.offered]  # more are drawn ahead
         commit = LevelCommitted(
             at_ns=played.ended_ns,
             cell=self._cell.id,
@@ -161,32 +189,31 @@ class Bench:
             verdict=judge_level(run, stats, records, samples, slo, hard_break=played.hard_break),
             offset=offset,
             length=self._requests.offset - offset,
-            workload_sha256=requests_sha256(demanded),
+            workload_sha256=requests_sha256(asked),
         )
         self._journal.commit(commit)
         return commit
 
     def _traffic(self, spec: LevelSpec, demanded: list[Request]) -> Users | Arrivals:
-        """What a level asks; of the judged requests each that was asked for is put into `demanded`."""
+        """What a level asks; the measured requests (of an open level all) are put into `demanded` as they are drawn."""
         if not spec.is_open:
             return Users(_remember(self._draws(spec, "measured"), demanded), self._draws(spec, "other"))
         due_ns, requests = open_traffic(spec, self._plan, self._cell)
         return Arrivals(due_ns, _remember(requests, demanded), self._plan.open_loop.max_in_flight)
 
     def _stop_early(self, spec: LevelSpec) -> StopEarly:
-        """Ends a level that a look decided, or that cannot pass any more."""
-        slo = self._plan.slo
-        looks = RunningLooks(spec.looks, slo.attainment, spec.alpha)
-        bad = 0
+        """Ends a level that is decided: by its looks, or by misses that no later request can make good."""
+        slo, bad = self._plan.slo, 0
+        if spec.purpose in _WHOLE:
+            return never
+        looks = None if spec.is_open else RunningLooks(spec.looks, slo.attainment, spec.alpha)
 
-        def stop_early(record: RequestRecord, position: int) -> str | None:
+        def stop_early(record: RequestRecord, place: int, of: int | None) -> str | None:
             nonlocal bad
-            if spec.purpose in _WHOLE:
-                return None
             good = is_good(record, slo, from_due=spec.is_open)
             bad += not good
-            look = None if spec.is_open else looks.add(position, good=good)
-            return look or decided_early(bad, spec.requests, slo)
+            seen = looks.add(place, good=good) if looks is not None else None
+            return seen or (decided_early(bad, of, slo) if of is not None else None)
 
         return stop_early
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
 
 from orchestrator.asked import level_seed
 from orchestrator.clock import NS_PER_S, now_ns
@@ -17,16 +17,16 @@ from orchestrator.launch.external import bearer
 from orchestrator.launch.server import Owner, Server, open_server
 from orchestrator.level import Asked, Load, Played, Users
 from orchestrator.life import Life, attending, target_of
-from orchestrator.load.closed import run_closed
-from orchestrator.load.open import run_open
-from orchestrator.load.wire import RequestLimits, Sender
+from orchestrator.load.engine import Engine, Target, open_engine
+from orchestrator.load.engine import Load as LevelLoad
+from orchestrator.load.wire import RequestLimits
 from orchestrator.plan import Cell, Plan
 from orchestrator.progress import Progress
-from orchestrator.records import LevelRun, Neighbour, Phase, Request, RequestRecord, Sample, ServerFailure, ServerRecord
+from orchestrator.records import Neighbour, Request, RequestRecord, Sample, ServerFailure, ServerRecord
 from orchestrator.watch.gpu import GpuInfo, list_gpus
 from orchestrator.watch.neighbours import neighbours
 from orchestrator.watch.watch import watching
-from stacks.base import Deployment, Stack, Wire
+from stacks.base import Deployment, Stack
 from workloads.text import PromptMaker
 
 _SETTLE_S = 30.0
@@ -78,15 +78,21 @@ class Machine:
         wire = stack.wire(deployment)
         model = stack.served_name(deployment)
         limits = RequestLimits(total_s=plan.ramp.deadline_seconds)
-        target = target_of(server, stack, deployment)
+        watched = target_of(server, stack, deployment)
         headers = bearer(secret_values(deployment.secrets)) if deployment.launch == "external" else {}
-        maker = await _prompt_maker(server, wire, model, plan, headers, limits)
-        async with Sender(
-            base_url=server.base_url, wire=wire, model=model, prompt=maker.prompt, headers=headers, limits=limits
-        ) as sender:
-            load = SocketLoad(sender, samples, progress)
+        draft = Target(
+            base_url=server.base_url,
+            wire=wire,
+            model=model,
+            prompts=PromptMaker(form="text"),
+            headers=headers,
+            limits=limits,
+        )
+        target = dataclasses.replace(draft, prompts=await _prompt_maker(draft, plan))
+        async with open_engine(target) as engine:
+            load = SocketLoad(engine, samples, progress)
             try:
-                async with watching(target, load.on_sample) as watch:
+                async with watching(watched, load.on_sample) as watch:
                     yield load
                 for note in watch.notes:
                     progress.note(note)
@@ -105,8 +111,8 @@ def memory_of(sample: Sample) -> float | None:
 class SocketLoad:
     """Plays levels on a server that can be reached."""
 
-    def __init__(self, sender: Sender, samples: Path, progress: Progress) -> None:
-        self._sender = sender
+    def __init__(self, engine: Engine, samples: Path, progress: Progress) -> None:
+        self._engine = engine
         self._progress = progress
         self._lines = Lines(samples)
         self._samples: list[Sample] = []
@@ -121,7 +127,7 @@ class SocketLoad:
             asked.on_record(record)
 
         with _abort_on(asked.died) as abort:
-            run = await self._run(asked._replace(on_record=on_record), abort)
+            run = await self._engine.run(_load(asked), on_record=on_record, stop_early=asked.stop_early, abort=abort)
         hard_break = await self._hard_break(records, asked.died)
         if hard_break is None:
             await self._settle(asked.died)
@@ -130,41 +136,6 @@ class SocketLoad:
 
     def close(self) -> None:
         self._lines.close()
-
-    async def _run(self, asked: Asked, abort: asyncio.Future[str]) -> LevelRun:
-        traffic, first = asked.traffic, None
-
-        async def send(request: Request, *, seq: int, phase: Phase, **more: Any) -> RequestRecord:
-            nonlocal first
-            if phase == "measured" and first is None:
-                first = seq  # measured requests are issued one after another: the place of each follows
-            return await self._sender.send(request, seq=seq, phase=phase, **more)
-
-        def stop_early(record: RequestRecord) -> str | None:
-            return asked.stop_early(record, record.seq - (first or 0))
-
-        if isinstance(traffic, Users):
-            return await run_closed(
-                asked.spec,
-                measured=traffic.measured,
-                other=traffic.other,
-                send=send,
-                prepare=self._sender.prepare,
-                on_record=asked.on_record,
-                stop_early=stop_early,
-                abort=abort,
-            )
-        return await run_open(
-            asked.spec,
-            traffic.due_ns,
-            requests=traffic.requests,
-            send=send,
-            prepare=self._sender.prepare,
-            on_record=asked.on_record,
-            most_in_flight=traffic.most_in_flight,
-            stop_early=stop_early,
-            abort=abort,
-        )
 
     async def _hard_break(self, records: list[RequestRecord], died: asyncio.Future[ServerFailure]) -> str | None:
         """Class of the server's death, if it died; refused or reset connections get it a moment to be noticed."""
@@ -195,6 +166,13 @@ class SocketLoad:
             self._progress.memory(sample.source, memory)
 
 
+def _load(asked: Asked) -> LevelLoad:
+    spec, traffic = asked.spec, asked.traffic
+    if isinstance(traffic, Users):
+        return LevelLoad(spec, traffic.measured, traffic.other)
+    return LevelLoad(spec, traffic.requests, due=tuple(traffic.due_ns), most_in_flight=traffic.most_in_flight)
+
+
 @contextlib.contextmanager
 def _abort_on(died: asyncio.Future[ServerFailure]) -> Iterator[asyncio.Future[str]]:
     """A future that tells the load to end at once when the server is gone."""
@@ -211,17 +189,12 @@ def _abort_on(died: asyncio.Future[ServerFailure]) -> Iterator[asyncio.Future[st
         died.remove_done_callback(tell)
 
 
-async def _prompt_maker(
-    server: Server, wire: Wire, model: str, plan: Plan, headers: dict[str, str], limits: RequestLimits
-) -> PromptMaker:
+async def _prompt_maker(draft: Target, plan: Plan) -> PromptMaker:
     """Token ids where the stack takes them; else text whose tokens per word are measured on the server itself."""
-    if wire.takes_token_ids:
+    if draft.wire.takes_token_ids:
         return PromptMaker(form="token_ids", vocab_size=plan.model.vocab_size)
-    draft = PromptMaker(form="text", vocab_size=None)
     counts: list[tuple[int, int]] = []
-    async with Sender(
-        base_url=server.base_url, wire=wire, model=model, prompt=draft.prompt, headers=headers, limits=limits
-    ) as sender:
+    async with draft.sender() as sender:
         for seq, words in enumerate(_CALIBRATION_TOKENS):
             seed = level_seed(0, "calibration", words, "", 0)
             request = Request(seq=seq, prompt_tokens=words, output_tokens=2, prompt_seed=seed)
@@ -229,11 +202,9 @@ async def _prompt_maker(
             if record.in_tokens is not None:
                 counts.append((words, record.in_tokens))
     if len(counts) < 2:
-        return draft
+        return draft.prompts
     (words_a, tokens_a), (words_b, tokens_b) = counts
     per_word = (tokens_b - tokens_a) / (words_b - words_a)
     if per_word <= 0:
-        return draft
-    return PromptMaker(
-        form="text", vocab_size=None, tokens_per_word=per_word, overhead_tokens=round(tokens_a - per_word * words_a)
-    )
+        return draft.prompts
+    return PromptMaker(form="text", tokens_per_word=per_word, overhead_tokens=round(tokens_a - per_word * words_a))

@@ -35,6 +35,13 @@ class Request(Record, frozen=True, kw_only=True):
     offset_s: float | None = None
     """Open loop: seconds after the start at which it is due."""
     session: str | None = None
+    """The conversation that it belongs to."""
+    turn: int = 0
+    """Its place in the conversation, from 0."""
+    think_s: float = 0.0
+    """Due so long after the answer to the turn before."""
+    later: tuple[Request, ...] = ()
+    """Of a first turn: the turns after it."""
 
 
 class Prompt(Record, frozen=True, kw_only=True):
@@ -117,6 +124,8 @@ class RequestRecord(Record, frozen=True, kw_only=True, gc=False):
     stamp: Stamp = "user"
     clamped: bool = False
     user: int | None = None
+    session: str | None = None
+    turn: int = 0
     token_ns: tuple[int, ...] = ()
     """Arrival of every token event (an event may carry several tokens)."""
     token_counts: tuple[int, ...] = ()
@@ -177,16 +186,34 @@ class LevelSpec(Record, frozen=True, kw_only=True):
     """Open loop: how they come: ``poisson``, or what is replayed."""
     drain_seconds: float | None = None
     """Open loop: what is unfinished so long after the last request was due has failed; None = no such limit."""
+    sessions_per_s: float | None = None
+    """Partly open: mean rate at which conversations begin; `rate_per_s` is then that of their turns."""
     looks: tuple[int, ...] = ()
     """Numbers of measured requests at which S1 is judged by its bounds, the last one N; the first look that decides
     ends the level. Empty = S1 is judged by the observed share of all N."""
     alpha: float = 0.05
     """Error probability of one side that the looks share."""
+    workers: int = 1
+    """Processes that load."""
 
     @property
     def is_open(self) -> bool:
         """Requests come when they are due; their times count from then."""
         return self.rate_per_s is not None
+
+    def measured_in_all(self, issued: int, seconds: float) -> int | None:
+        """How many requests are measured if the level is not cut, once so many measured ones have been issued and so
+        long after the first of them; None = that is still open.
+
+        A closed level goes on for `min_seconds` however many that makes. From then on it closes with the whole ten
+        that has been begun (if a whole ten was asked for, so that it cuts into equal batches), if that is enough.
+        """
+        if self.is_open:
+            return self.requests if self.sessions_per_s is None else None
+        if seconds < self.min_seconds:
+            return None
+        step = 1 if self.requests % 10 else 10
+        return max(self.requests, -(-issued // step) * step)
 
 
 class ClientHealth(Record, frozen=True, kw_only=True):
@@ -202,6 +229,13 @@ class ClientHealth(Record, frozen=True, kw_only=True):
     read_backlog_ms_p99: float | None = None
     """How long bytes had waited in their socket when they were read; None = not told."""
     workers: int = 1
+    """Processes that loaded; lags are those of the worst of them."""
+    sent: int = 0
+    """Requests that were sent."""
+    cores: float | None = None
+    """CPUs that loadproof may use on this machine."""
+    lost: str | None = None
+    """Which worker died or did not answer any more, and how."""
 
 
 class LevelRun(Record, frozen=True, kw_only=True):

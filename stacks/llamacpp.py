@@ -130,9 +130,12 @@ class CompletionWire(Wire):
     path: ClassVar[str] = "/completion"
     takes_token_ids: ClassVar[bool] = True
 
+    def __init__(self, *, cache_prompt: bool = False) -> None:
+        self._cache_prompt = cache_prompt
+
     def body(self, prompt: Prompt, output_tokens: int, model: str) -> dict[str, Any]:
         content: str | list[int] = list(prompt.token_ids) if prompt.token_ids is not None else prompt.text or ""
-        options = {"temperature": 0, "ignore_eos": True, "cache_prompt": False, "stream": True}
+        options = {"temperature": 0, "ignore_eos": True, "cache_prompt": self._cache_prompt, "stream": True}
         return {"prompt": content, "n_predict": output_tokens, **options}
 
     def delta(self, event: Any) -> Delta:

@@ -6,23 +6,29 @@ import asyncio
 import contextlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from fakes.virtual_time import run_virtually
 
 from orchestrator.asked import open_traffic
+from orchestrator.clock import NS_PER_S
 from orchestrator.commands.display import Quiet
 from orchestrator.journal import Journal, read_records
 from orchestrator.judge.level import judge_level
 from orchestrator.judge.search import Measure
 from orchestrator.launch.external import ExternalServer
 from orchestrator.level import Bench
-from orchestrator.machine import Machine
+from orchestrator.load.closed import run_closed
+from orchestrator.load.engine import Load, OnRecord
+from orchestrator.load.supply import Drawn
+from orchestrator.load.tally import StopEarly, never
+from orchestrator.machine import Machine, SocketLoad
 from orchestrator.metrics import level_stats, measured_records
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.reading import parse_plan
-from orchestrator.records import LevelCommitted, Purpose, ServerRecord
+from orchestrator.records import LevelCommitted, LevelRun, Phase, Purpose, Request, RequestRecord, ServerRecord
 from stacks.catalog import stack
 
 SERVER = Path(__file__).parent / "fakes" / "openai_server.py"
@@ -140,3 +146,102 @@ def test_the_prefill_probe_asks_one_token_of_the_same_prompts(url: str, tmp_path
     assert commit.stats.prompt_tokens_per_s is not None
     assert commit.stats.prompt_tokens_per_s > 0
     assert commit.stats.window_s >= 0.2
+
+
+# --- ended early ------------------------------------------------------------------------------------------------
+
+
+class Scripted:
+    """An engine that sends nothing: the k-th measured request gets its first token after as many seconds as it is told,
+    in the loop's own time."""
+
+    def __init__(self, first_s: Callable[[int], float]) -> None:
+        self._first_s = first_s
+        self._measured = 0
+
+    async def run(
+        self,
+        load: Load,
+        *,
+        on_record: OnRecord,
+        stop_early: StopEarly = never,
+        abort: asyncio.Future[str] | None = None,
+    ) -> LevelRun:
+        return await run_closed(
+            load.spec, measured=Drawn(load.measured), other=Drawn(load.other), send=self.send,
+            prepare=lambda _: b"", on_record=on_record, stop_early=stop_early, abort=abort,
+        )  # fmt: skip
+
+    async def send(
+        self, request: Request, *, seq: int, phase: Phase, due_ns: int, user: int | None = None,
+        body: bytes | None = None,
+    ) -> RequestRecord:  # fmt: skip
+        loop = asyncio.get_running_loop()
+        sent_ns = round(loop.time() * NS_PER_S)
+        first_s = self._first_s(self._measured) if phase == "measured" else 0.5
+        self._measured += phase == "measured"
+        await asyncio.sleep(first_s)
+        end_ns = round(loop.time() * NS_PER_S)
+        return RequestRecord(
+            seq=seq, request_id=str(seq), phase=phase, due_ns=due_ns, sent_ns=sent_ns, end_ns=end_ns,
+            asked_in=request.prompt_tokens, asked_out=1, first_ns=end_ns, last_ns=end_ns, out_tokens=1,
+            token_ns=(end_ns,), user=user,
+        )  # fmt: skip
+
+
+def measure_scripted(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, min_seconds: float, first_s: Callable[[int], float]
+) -> LevelCommitted:
+    """A closed level of two users and at least 40 requests, of which 90 % have to come within a second."""
+    text = PLAN.format(url="http://127.0.0.1:1", arrivals="poisson", most=1)
+    text = text.replace("[slo]\nttft_ms = 20000", "[slo]\nattainment = 0.9\nttft_ms = 1000").replace(
+        "[ramp]", f"[ramp]\nrequests = 40\nrequests_per_user = 1\nmin_seconds = {min_seconds}"
+    )
+    plan = parse_plan(text.encode(), "plan.toml", base=Path(), environ={})
+    (cell,) = plan.cells()
+    record = ServerRecord(deployment="fake", stack="llamacpp", launch="external", base_url="")
+
+    async def run(journal: Journal) -> LevelCommitted:
+        died = asyncio.ensure_future(ExternalServer(record).died())
+        journal.files.attempt(cell.id, 1).mkdir(parents=True)
+        load = SocketLoad(Scripted(first_s), journal.files.samples(cell.id, 1), Quiet())
+        with contextlib.closing(load), contextlib.closing(Bench(load, plan, cell, journal, 1, Quiet())) as bench:
+            spec = bench.spec(Measure(concurrency=2, purpose="ladder", replicate=0))
+            commit = await bench.measure(spec, died, level=0)
+        died.cancel()
+        return commit
+
+    with Journal.create(folder, plan.text) as journal:
+        return run_virtually(monkeypatch, run(journal))
+
+
+def early_misses(place: int) -> float:
+    return 3.0 if place < 6 else 0.5
+
+
+def test_misses_that_the_minimum_time_makes_good_cut_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """6 of 40 would be too many; in a minute there are more than 60, and the level holds."""
+    commit = measure_scripted(monkeypatch, tmp_path / "run", 60.0, early_misses)
+    assert (commit.run.cut, commit.verdict.invalid) == (None, ())
+    assert commit.stats.offered >= 200
+    assert commit.stats.offered - commit.stats.good == 6
+    assert commit.verdict.verdict == "PASS"
+
+
+def test_without_a_minimum_time_the_same_misses_decide(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    commit = measure_scripted(monkeypatch, tmp_path / "run", 0.0, early_misses)
+    assert commit.run.cut is not None
+    assert commit.run.cut.startswith("decided: 5 of 40 requests missed")
+    assert (commit.verdict.verdict, commit.verdict.invalid) == ("FAIL", ())
+
+
+def test_what_cannot_hold_any_more_is_cut_when_the_minimum_time_is_over(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The last request before the end of the minute is a long one: it is not waited for."""
+    commit = measure_scripted(monkeypatch, tmp_path / "run", 60.0, lambda place: 3.0 if place % 2 else 0.5)
+    assert commit.run.cut is not None
+    decided, of = (int(word) for word in commit.run.cut.split() if word.isdigit())
+    assert (of - decided) / of < 0.9
+    assert of >= commit.stats.offered > 40
+    assert (commit.verdict.verdict, commit.verdict.invalid) == ("FAIL", ())

@@ -141,7 +141,8 @@ class Plain(Quiet):
 
     def level_started(self, cell: Cell, spec: LevelSpec, expected_s: float) -> None:
         about = f": about {duration(expected_s)}" if expected_s else ""
-        self._say(f"  {spec.purpose} {at(spec)}{about}")
+        by = f", by {spec.workers} processes" if spec.workers > 1 else ""
+        self._say(f"  {spec.purpose} {at(spec)}{by}{about}")
 
     def level_committed(self, cell: Cell, commit: LevelCommitted) -> None:
         self._say(f"  {level_line(commit)}")
@@ -176,6 +177,7 @@ class JsonLines(Quiet):
             concurrency=spec.concurrency,
             rate_per_s=spec.rate_per_s,
             purpose=spec.purpose,
+            workers=spec.workers,
             expected_s=expected_s,
         )
 
@@ -241,7 +243,8 @@ class LivePanel(Plain):
         of = f" of about {duration(self._expected_s)}" if self._expected_s else ""
         rows.add_row("run", f"{duration(elapsed)}{of}")
         if (level := self._level) is not None:
-            rows.add_row("level", f"{level.spec.purpose}, {at(level.spec)}")
+            by = f", by {level.spec.workers} processes" if level.spec.workers > 1 else ""
+            rows.add_row("level", f"{level.spec.purpose}, {at(level.spec)}{by}")
             rows.add_row("time", f"{duration(level.elapsed_s)} of about {duration(level.expected_s)}")
             rows.add_row("requests", f"{level.done} of {level.spec.requests} measured, {level.failed} failed")
             rows.add_row("TTFT p95", _ms(level.ttft_p95_ms))

@@ -4,64 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import itertools
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import click
 import msgspec
 
 from orchestrator.clock import NS_PER_S, now_ns
+from orchestrator.commands.load_level import (
+    APIS,
+    DEFAULT_REQUESTS,
+    DEFAULT_SESSIONS,
+    DEFAULT_THINK,
+    DEFAULT_TURNS,
+    Level,
+    Options,
+    check,
+    level_of,
+    wire_of,
+)
 from orchestrator.commands.loop import run_loop
 from orchestrator.errors import HostError
 from orchestrator.host import raise_file_limit
-from orchestrator.load.closed import run_closed
-from orchestrator.load.open import run_open
-from orchestrator.load.transport import RequestLimits, StampingTransport
-from orchestrator.load.wire import Sender
-from orchestrator.records import LevelRun, LevelSpec, Request, RequestRecord, Slo
-from stacks.base import Wire
-from stacks.openai import ChatWire, Dialect, TextCompletionsWire
-from workloads.arrivals import arrivals_named, schedule
+from orchestrator.load.engine import MOST_IN_FLIGHT, Load, Target, open_engine
+from orchestrator.load.proxies import proxy_for, without_password
+from orchestrator.load.transport import RequestLimits
+from orchestrator.records import LevelRun, RequestRecord, Slo
 from workloads.text import PromptMaker
 
-APIS = ("chat", "completions", "tgi", "llamacpp")
-DEFAULT_REQUESTS = 100
-DEFAULT_LENGTHS = ("128", "64")
-MOST_IN_FLIGHT = 16_384
-"""Safety cap of the open loop: ports and memory of this machine, not the server's limit."""
-_DRAW = 1000
 _LIVE_S = 0.5
-
-
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked, as far as the load itself needs it."""
-
-    url: str
-    api: str
-    model: str | None
-    concurrency: int | None
-    rate: float | None
-    arrivals: str
-    requests: int | None
-    seconds: float | None
-    prompt_tokens: str | None
-    output_tokens: str | None
-    preset: str | None
-    ramp: float
-    think: float
-    seed: int
-    ignore_eos: bool
-    api_key_env: str | None
-    unix_socket: str | None
-    insecure: bool
-    timeout: float
 
 
 class Loaded(NamedTuple):
@@ -96,15 +71,30 @@ def _slo(_ctx: click.Context, _param: click.Parameter, text: str) -> Slo:
 @click.option("--prompt-tokens", metavar="N|LAW", help="Prompt length, e.g. 512 or lognormal:900:1200; default 128.")
 @click.option("--output-tokens", metavar="N|LAW", help="Output length; default 64.")
 @click.option("--preset", metavar="NAME", help="Instead: lengths of a public trace, e.g. azure-conv-2023.")
+@click.option("--trace", metavar="FILE", help="Instead: lengths of a trace of your own (CSV, JSON Lines ...).")
+@click.option(
+    "--sessions-rate",
+    type=click.FloatRange(0, min_open=True),
+    metavar="R",
+    help="Conversations of several turns: so many begin a second.",
+)
+@click.option("--sessions", type=click.IntRange(1), metavar="N", help=f"Conversations; default {DEFAULT_SESSIONS}.")
+@click.option("--turns", metavar="N|LAW", help=f"Turns of a conversation; default {DEFAULT_TURNS}, or the trace's.")
 @click.option("--ramp", type=click.FloatRange(0), default=0.0, metavar="S", help="Admit the users over S seconds.")
-@click.option("--think", type=click.FloatRange(0), default=0.0, metavar="S", help="Pause of a user after an answer.")
+@click.option(
+    "--think",
+    metavar="S|LAW",
+    help=f"Pause of a user after an answer; of conversations {DEFAULT_THINK}, or the trace's.",
+)
 @click.option("--slo", callback=_slo, default="ttft=1000,tpot=50", show_default=True, help="Limits of goodput, ms.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed asks the same in the same order.")
 @click.option("--ignore-eos", is_flag=True, help="Force the output length (vLLM, SGLang, llama.cpp ...).")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), default=600.0, show_default=True, metavar="S")
 @click.option("--api-key-env", metavar="NAME", help="Environment variable that holds the key; never the key itself.")
 @click.option("--unix-socket", metavar="PATH", help="Connect to this socket; the URL names the host alone.")
+@click.option("--proxy", metavar="URL", help="HTTP proxy, or none; default: as HTTP_PROXY and NO_PROXY say.")
 @click.option("--insecure", is_flag=True, help="Do not check the server's certificate.")
+@click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="Load processes; default: as many as needed.")
 @click.option("--records", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.jsonl", help="A line each.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of the table.")
 def load(slo: Slo, records: Path | None, as_json: bool, arrivals: str | None, **given: Any) -> None:
@@ -113,10 +103,11 @@ def load(slo: Slo, records: Path | None, as_json: bool, arrivals: str | None, **
     \b
     loadproof load http://127.0.0.1:8000 --model llama --concurrency 16 --requests 200
     loadproof load http://127.0.0.1:8000 --model llama --rate 5 --arrivals gamma:2 --seconds 60
+    loadproof load http://127.0.0.1:8000 --model llama --sessions-rate 0.5 --turns uniform:2:8 --think 10
     """
     options = Options(arrivals=arrivals or "poisson", **given)
-    _check(options, arrivals_given=arrivals is not None)
-    level = _level(options)
+    check(options, arrivals_given=arrivals is not None)
+    level = level_of(options)
     with _lines(records) as keep:
         loaded = run_loop(_run(options, level, keep, live=sys.stderr.isatty() and not as_json))
     from orchestrator.commands.load_screen import facts, screen
@@ -127,122 +118,6 @@ def load(slo: Slo, records: Path | None, as_json: bool, arrivals: str | None, **
         screen(loaded.run, loaded.records, slo)
     if loaded.run.cut == _INTERRUPTED:
         raise click.exceptions.Exit(130)
-
-
-# --- what is asked ----------------------------------------------------------------------------------------------
-
-
-def _check(options: Options, *, arrivals_given: bool) -> None:
-    """Refuse what contradicts itself, in one sentence with the remedy."""
-    is_open = options.rate is not None
-    conflicts = (
-        (options.concurrency and is_open, "--concurrency (closed loop) and --rate (open loop) exclude each other."),
-        (options.requests and options.seconds, "--requests and --seconds exclude each other: give one of them."),
-        (arrivals_given and not is_open, "--arrivals belongs to an open loop: give --rate too."),
-        (is_open and (options.ramp or options.think), "--ramp and --think belong to a closed loop, not to --rate."),
-        (
-            options.preset and (options.prompt_tokens or options.output_tokens),
-            "--preset and --prompt-tokens/--output-tokens exclude each other.",
-        ),
-        (
-            options.api in ("chat", "completions") and not options.model,
-            f"--model is missing: the name that the server serves ({options.url.rstrip('/')}/v1/models lists it).",
-        ),
-        (
-            options.api_key_env and not os.environ.get(options.api_key_env),
-            f"The environment variable {options.api_key_env} is empty or not set: export the key in it.",
-        ),
-    )
-    for wrong, sentence in conflicts:
-        if wrong:
-            raise click.UsageError(sentence)
-    url = urlsplit(options.url)
-    if url.scheme not in ("http", "https") or not url.hostname:
-        raise click.UsageError(f"{options.url!r} is no URL of a server: write e.g. http://127.0.0.1:8000.")
-    if url.username or url.password:
-        raise click.UsageError("The URL holds a key or password: export it and name the variable with --api-key-env.")
-
-
-class Level(NamedTuple):
-    """The level as it will be run."""
-
-    spec: LevelSpec
-    due: tuple[int, ...]
-    """Open loop: when each request is due, ns after the start."""
-    requests: Iterator[Request]
-    other: Iterator[Request]
-    """Closed loop: requests of the ramp, which are not measured."""
-
-
-def _level(options: Options) -> Level:
-    requests = options.requests or (None if options.seconds else DEFAULT_REQUESTS)
-    due: tuple[int, ...] = ()
-    try:
-        draw = _lengths(options)
-        if options.rate is not None:
-            times = arrivals_named(options.arrivals)(options.rate, options.seed)
-            due = schedule(times, requests=requests, seconds=options.seconds)
-    except ValueError as error:
-        raise click.UsageError(f"{error}.") from error
-    if options.rate is not None and not due:
-        raise click.UsageError(
-            f"No request is due in {options.seconds:g} s at {options.rate:g} a second: ask for more."
-        )
-    size = requests or len(due) or _DRAW
-    spec = LevelSpec(
-        concurrency=0 if options.rate is not None else options.concurrency or 1,
-        rate_per_s=options.rate,
-        purpose="load",
-        seed=options.seed,
-        requests=requests or len(due) or 1,
-        min_seconds=options.seconds or 0.0,
-        max_seconds=86_400.0,
-        ramp_seconds=options.ramp,
-        warmup_generations=0,
-        warmup_seconds=0.0,
-        filler_seconds=0.0,
-        deadline_seconds=options.timeout,
-        think_seconds=options.think,
-    )
-    return Level(spec, due, _draws(draw, options.seed, "measured", size), _draws(draw, options.seed, "ramp", _DRAW))
-
-
-Draw = Callable[[int, int], list[Request]]
-"""From a seed and a number to so many requests."""
-
-
-def _lengths(options: Options) -> Draw:
-    """Where the lengths come from. ValueError for what is not known."""
-    if options.preset is not None:
-        from workloads.presets import preset
-
-        return preset(options.preset).draw
-    from workloads.synthetic import synthetic
-
-    prompt, output = options.prompt_tokens or DEFAULT_LENGTHS[0], options.output_tokens or DEFAULT_LENGTHS[1]
-    return synthetic(prompt=prompt, output=output, seed=options.seed).draw
-
-
-def _draws(draw: Draw, seed: int, part: str, size: int) -> Iterator[Request]:
-    """Stratified draws, one after another, each with a seed of its own: no prompt comes twice."""
-    for number in itertools.count():
-        digest = hashlib.sha256(f"{seed}/{part}/{number}".encode()).digest()
-        yield from draw(int.from_bytes(digest[:6]), size)
-
-
-def _wire(options: Options) -> Wire:
-    dialect = Dialect(length="ignore_eos" if options.ignore_eos else "none")
-    if options.api == "chat":
-        return ChatWire(dialect)
-    if options.api == "completions":
-        return TextCompletionsWire(dialect)
-    if options.api == "tgi":
-        from stacks.tgi import GenerateStreamWire
-
-        return GenerateStreamWire()
-    from stacks.llamacpp import CompletionWire
-
-    return CompletionWire()
 
 
 # --- the load ---------------------------------------------------------------------------------------------------
@@ -260,37 +135,24 @@ async def _run(options: Options, level: Level, keep: Callable[[RequestRecord], N
         keep(record)
 
     raise_file_limit(max(level.spec.concurrency, MOST_IN_FLIGHT if level.due else 0) + 256)
-    async with Sender(
+    target = Target(
         base_url=options.url.rstrip("/").removesuffix("/v1"),
-        wire=_wire(options),
+        wire=wire_of(options),
         model=options.model or "",
-        prompt=PromptMaker(form="text").prompt,
-        headers={"authorization": f"Bearer {key}"} if key else None,
+        prompts=PromptMaker(form="text"),
+        headers={"authorization": f"Bearer {key}"} if key else {},
         limits=RequestLimits(total_s=options.timeout),
-        transport=StampingTransport(verify=not options.insecure, unix_socket=options.unix_socket),
-    ) as sender:
-        with _abort_on_interrupt() as abort, _telling(records, live=live):
-            if level.due:
-                run = await run_open(
-                    level.spec,
-                    level.due,
-                    requests=level.requests,
-                    send=sender.send,
-                    prepare=sender.prepare,
-                    on_record=on_record,
-                    most_in_flight=MOST_IN_FLIGHT,
-                    abort=abort,
-                )
-            else:
-                run = await run_closed(
-                    level.spec,
-                    measured=level.requests,
-                    other=level.other,
-                    send=sender.send,
-                    prepare=sender.prepare,
-                    on_record=on_record,
-                    abort=abort,
-                )
+        verify=not options.insecure,
+        unix_socket=options.unix_socket,
+        proxy=None if options.unix_socket else proxy_for(options.url, options.proxy),
+    )
+    if target.proxy is not None:
+        told = without_password(target.proxy)
+        click.echo(f"Through the proxy {told}: stamps are taken after the read, not by the kernel.", err=True)
+    async with open_engine(target) as engine:
+        with _abort_on_interrupt() as abort, _telling(records, workers=level.spec.workers, live=live):
+            load = Load(level.spec, level.requests, level.other, level.due)
+            run = await engine.run(load, on_record=on_record, abort=abort)
     return Loaded(run, records)
 
 
@@ -315,12 +177,13 @@ def _abort_on_interrupt() -> Iterator[asyncio.Future[str]]:
 
 
 @contextlib.contextmanager
-def _telling(records: list[RequestRecord], *, live: bool) -> Iterator[None]:
+def _telling(records: list[RequestRecord], *, workers: int, live: bool) -> Iterator[None]:
     """A line on stderr that is written over while the level runs."""
     if not live:
         yield
         return
     started_ns = now_ns()
+    by = f"{workers} processes, " if workers > 1 else ""
 
     async def tell() -> None:
         while True:
@@ -328,7 +191,9 @@ def _telling(records: list[RequestRecord], *, live: bool) -> Iterator[None]:
             passed_s = (now_ns() - started_ns) / NS_PER_S
             tokens = sum(len(record.token_ns) for record in records)
             failed = sum(record.failure is not None for record in records)
-            line = f"{passed_s:6.1f} s  {len(records)} ended, {failed} failed, {tokens / passed_s:,.0f} token events/s"
+            line = (
+                f"{passed_s:6.1f} s  {by}{len(records)} ended, {failed} failed, {tokens / passed_s:,.0f} token events/s"
+            )
             click.echo(f"\r{line:<70}", nl=False, err=True)
 
     task = asyncio.get_running_loop().create_task(tell())

@@ -15,7 +15,7 @@ from rich.table import Table
 from orchestrator.clock import NS_PER_MS, NS_PER_S
 from orchestrator.judge.bounds import BATCHES, least_n_eff, percentile_interval
 from orchestrator.judge.rules import LevelRules
-from orchestrator.judge.validity import client_lag
+from orchestrator.judge.validity import client_lag, worker_lost
 from orchestrator.metrics import e2e_due_ns, e2e_ns, level_stats, measured_records, tpot_ns, ttft_due_ns, ttft_ns
 from orchestrator.records import LevelRun, LevelStats, Percentiles, RequestRecord, Slo
 
@@ -26,7 +26,7 @@ Metric = Callable[[RequestRecord], float | None]
 
 def invalid_reason(run: LevelRun, slo: Slo) -> str | None:
     """Why the times cannot be believed, with the remedy; None if they can."""
-    return client_lag(run, slo, LevelRules())
+    return worker_lost(run) or client_lag(run, slo, LevelRules())
 
 
 def whole_s(records: Sequence[RequestRecord]) -> float:
@@ -71,11 +71,15 @@ def facts(run: LevelRun, records: Sequence[RequestRecord], slo: Slo) -> dict[str
         "mean_out_tokens": stats.mean_out_tokens,
         "concurrency": run.spec.concurrency or None,
         "rate_per_s": run.spec.rate_per_s,
+        "sessions_per_s": run.spec.sessions_per_s,
+        "sessions": len({r.session for r in measured if r.session is not None}) or None,
+        "cached_tokens": stats.cached_tokens,
         "seed": run.spec.seed,
         "cut": run.cut,
         "client": {
             "stamp": "kernel" if health.kernel_share > 0.5 else "user",
             "kernel_share": health.kernel_share,
+            "workers": health.workers,
             "cpu_s": health.cpu_s,
             "loop_lag_ms_p99": health.loop_lag_ms_p99,
             "read_backlog_ms_p99": health.read_backlog_ms_p99,
@@ -156,10 +160,13 @@ def _sentences(run: LevelRun, measured: Sequence[RequestRecord], stats: LevelSta
         f"{stats.offered} requests in {length_s:.1f} s; failed: {failed}.",
         "Output: " + ("not counted by the server." if tokens is None else f"{tokens:,.1f} tokens/s."),
         f"Good ({limits}): {stats.good} of {stats.offered}, {stats.good / length_s if length_s else 0:.3g} a second.",
-        f"Client: {health.kernel_share:.0%} kernel stamps, {health.cpu_s:.1f} s CPU in {health.wall_s:.1f} s, "
+        f"Client: {_processes(health.workers)}, {health.kernel_share:.0%} kernel stamps, "
+        f"{health.cpu_s:.1f} s CPU in {health.wall_s:.1f} s, "
         f"p99 loop lag {health.loop_lag_ms_p99:.1f} ms, read backlog {health.read_backlog_ms_p99 or 0:.1f} ms, "
         f"send lag {health.send_lag_ms_p99:.1f} ms.",
     ]
+    if run.spec.sessions_per_s is not None:
+        lines.insert(1, _conversations(measured, stats))
     first = next((r.failure for r in measured if r.failure is not None), None)
     if first is not None:
         lines.append(f"First failure: {first.kind}{f' {first.status}' if first.status else ''}: {first.detail}")
@@ -168,6 +175,20 @@ def _sentences(run: LevelRun, measured: Sequence[RequestRecord], stats: LevelSta
     if (why := invalid_reason(run, slo)) is not None:
         lines.append(f"INVALID. {why}")
     return lines
+
+
+def _conversations(measured: Sequence[RequestRecord], stats: LevelStats) -> str:
+    """How many, and what a prefix cache made of them."""
+    number = len({r.session for r in measured})
+    told = [r for r in measured if r.cached_tokens is not None and r.in_tokens]
+    if not told:
+        return f"{number} conversations; the server does not tell what its prefix cache held."
+    prompts = sum(r.in_tokens or 0 for r in told)
+    return f"{number} conversations; {(stats.cached_tokens or 0) / prompts:.0%} of their prompt tokens were cached."
+
+
+def _processes(workers: int) -> str:
+    return "1 process" if workers == 1 else f"{workers} processes"
 
 
 def _limits(slo: Slo) -> list[tuple[str, float]]:

@@ -18,8 +18,9 @@ from orchestrator.commands.display import display, duration
 from orchestrator.commands.loop import run_loop
 from orchestrator.commands.show import summary
 from orchestrator.errors import HostError, JournalError, LoadproofError, StackError
-from orchestrator.host import raise_file_limit, require_free
+from orchestrator.host import raise_file_limit, require_free, usable_cpus
 from orchestrator.journal import Journal, RunFiles, read_events
+from orchestrator.load.capacity import expected, workers_needed
 from orchestrator.plan import Cell, Plan, load_plan, parse_plan
 from orchestrator.records import CellFinished, RunOpened
 from reports.html import write_report
@@ -119,7 +120,25 @@ def describe_json(plan: Plan) -> str:
     cells = [
         {"cell": cell.id, "expected_s": plan.expected_seconds(cell), "start": _command(cell)} for cell in plan.cells()
     ]
-    return json.dumps({"title": plan.title, "plan_sha256": plan.sha256, "cells": cells}, indent=1)
+    client = {"workers": plan.client.workers, "workers_expected": _most_workers(plan)}
+    document = {"title": plan.title, "plan_sha256": plan.sha256, "client": client, "cells": cells}
+    return json.dumps(document, indent=1)
+
+
+def _most_workers(plan: Plan) -> int:
+    """Load processes of the largest level that the plan may come to."""
+    levels = [c for cell in plan.cells() for c in cell.workload.levels] or [plan.ramp.max]
+    return plan.client.workers or workers_needed(expected(max(levels)), usable_cpus())
+
+
+def load_processes(plan: Plan) -> str:
+    """Who loads, in words."""
+    most = _most_workers(plan)
+    if plan.client.workers is not None:
+        return f"{most} {'process' if most == 1 else 'processes'}, as the plan says"
+    if most == 1:
+        return "one process for every level"
+    return f"one process, and up to {most} where the number of users or the server's token rate asks for more"
 
 
 def describe(plan: Plan) -> str:
@@ -129,7 +148,7 @@ def describe(plan: Plan) -> str:
     for cell in cells:
         lines.append(f"{cell.id}  (about {duration(plan.expected_seconds(cell))})")
         lines += _described(_command(cell), cell.deployment.stack)
-    lines += ["", "Nothing was started."]
+    lines += ["", f"Load: {load_processes(plan)}.", "Nothing was started."]
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from orchestrator.clock import seconds
@@ -11,6 +12,10 @@ from orchestrator.records import LevelRun, LevelStats, RequestRecord, Sample, Sl
 
 THROTTLES = ("sw_power_cap", "hw_slowdown", "sw_thermal", "hw_thermal", "hw_power_brake")
 """NVML's reasons for a clock below the asked one, as the samples name them."""
+
+
+BUSY = 0.5
+"""A load process that took over half of a core was late for its own work's sake."""
 
 
 def invalid_reasons(
@@ -25,6 +30,7 @@ def invalid_reasons(
 ) -> tuple[str, ...]:
     """Rules I1 to I6 that are broken, one sentence each with its remedy. `decided`: ended early with a sure FAIL."""
     found = (
+        worker_lost(run),
         client_lag(run, slo, rules),
         _load_not_held(run, stats, rules),
         _audit(stats, rules),
@@ -33,6 +39,16 @@ def invalid_reasons(
         None if decided else _cut_short(run, stats),
     )
     return tuple(reason for reason in found if reason is not None)
+
+
+def worker_lost(run: LevelRun) -> str | None:
+    """I6, however sure the rest is: what a lost load process had in flight is not known."""
+    if run.health.lost is None:
+        return None
+    return (
+        f"I6: the level was cut short: {run.health.lost}, and what it had in flight is not known. Run it again, a new "
+        "process takes its place; if the kernel ended it for want of memory, load with fewer processes or users."
+    )
 
 
 def client_lag(run: LevelRun, slo: Slo, rules: LevelRules) -> str | None:
@@ -57,8 +73,21 @@ def client_lag(run: LevelRun, slo: Slo, rules: LevelRules) -> str | None:
         return None
     return (
         f"I1: loadproof was too slow itself: {'; '.join(told)}. "
-        "Give it cores of its own, run it on another host, or set a limit that this machine can time."
+        f"{_more_workers(run)}Give it cores of its own, run it on another host, or set a limit that this machine "
+        "can time."
     )
+
+
+def _more_workers(run: LevelRun) -> str:
+    """A remedy where load processes were busy and there are cores for more of them; one core is left to the rest."""
+    health = run.health
+    busy = health.wall_s > 0 and health.cpu_s / health.wall_s / health.workers > BUSY
+    more = min(2, math.floor(health.cores or 0) - 1 - health.workers)
+    if not busy or more < 1:
+        return ""
+    named = "two more workers" if more == 2 else "one more worker"
+    total = health.workers + more
+    return f"Load with {named} (--workers {total}, or workers = {total} under [client] in the plan). "
 
 
 def _load_not_held(run: LevelRun, stats: LevelStats, rules: LevelRules) -> str | None:
@@ -141,6 +170,8 @@ def _disturbed(run: LevelRun, samples: Sequence[Sample], rules: LevelRules) -> s
 
 def _cut_short(run: LevelRun, stats: LevelStats) -> str | None:
     remedy = "Allow the level more time (ramp.max_seconds, budget.minutes) or ask for fewer requests (ramp.requests)."
+    if run.health.lost is not None:
+        return None  # said already
     if run.cut is not None:
         done = f"{stats.offered} of {run.spec.requests} measured requests"
         return f"I6: the level was cut short after {done} ({run.cut}). {remedy}"

@@ -7,9 +7,11 @@ import contextlib
 import gc
 import math
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from array import array
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 from orchestrator.clock import NS_PER_MS, NS_PER_S, now_ns
+from orchestrator.host import usable_cpus
 from orchestrator.load.reads import WAITS
 from orchestrator.records import ClientHealth, RequestRecord
 
@@ -22,7 +24,10 @@ class SelfWatch:
     """Looks at the loop every 10 ms, so that a short level has a p99; lag = how much later than asked it was woken."""
 
     def __init__(self) -> None:
-        self._lags_ns: list[int] = []
+        self._lags_ns = array("q")
+        self._late_ns = array("q")
+        """How late each request was sent."""
+        self._kernel = 0
         self._started_ns = now_ns()
         self._cpu_started_s = time.process_time()
         del WAITS[:]
@@ -42,17 +47,43 @@ class SelfWatch:
         finally:
             task.cancel()
 
-    def health(self, records: Iterable[RequestRecord]) -> ClientHealth:
-        """What was seen since the start; send lag and stamps from the records of the same time."""
-        seen = [r for r in records if r.failure is None or r.failure.kind != "dropped"]
+    def see(self, record: RequestRecord) -> None:
+        """A request has ended. One that was never sent tells nothing of how late we send."""
+        if record.failure is None or record.failure.kind != "dropped":
+            self._late_ns.append(record.sent_ns - record.due_ns)
+            self._kernel += record.stamp == "kernel"
+
+    def health(self) -> ClientHealth:
+        """What was seen since the start."""
         return ClientHealth(
             loop_lag_ms_p99=p99(self._lags_ns) / NS_PER_MS,
             read_backlog_ms_p99=p99(WAITS) / NS_PER_MS,
-            send_lag_ms_p99=p99([r.sent_ns - r.due_ns for r in seen]) / NS_PER_MS,
+            send_lag_ms_p99=p99(self._late_ns) / NS_PER_MS,
             cpu_s=time.process_time() - self._cpu_started_s,
             wall_s=(now_ns() - self._started_ns) / NS_PER_S,
-            kernel_share=sum(r.stamp == "kernel" for r in seen) / len(seen) if seen else 0.0,
+            kernel_share=self._kernel / len(self._late_ns) if self._late_ns else 0.0,
+            sent=len(self._late_ns),
+            cores=usable_cpus(),
         )
+
+
+def together(workers: Sequence[ClientHealth], lost: str | None) -> ClientHealth:
+    """The health of several processes as one: the worst of their lags, the sum of their CPU. `lost`: see the record."""
+    sent = sum(health.sent for health in workers)
+    stamped = sum(health.sent * health.kernel_share for health in workers)
+    backlogs = [health.read_backlog_ms_p99 for health in workers if health.read_backlog_ms_p99 is not None]
+    return ClientHealth(
+        loop_lag_ms_p99=max((health.loop_lag_ms_p99 for health in workers), default=0.0),
+        read_backlog_ms_p99=max(backlogs, default=None),
+        send_lag_ms_p99=max((health.send_lag_ms_p99 for health in workers), default=0.0),
+        cpu_s=sum(health.cpu_s for health in workers),
+        wall_s=max((health.wall_s for health in workers), default=0.0),
+        kernel_share=stamped / sent if sent else 0.0,
+        workers=len(workers),
+        sent=sent,
+        cores=usable_cpus(),
+        lost=lost,
+    )
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from array import array
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -11,6 +12,11 @@ from typing import Literal
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 256
 MAX_CHUNK_LINE_BYTES = 1024
+_HEAD_END = re.compile(rb"\r?\n\r?\n")
+"""The first blank line, however its ends are written."""
+_HTTP2 = re.compile(rb"\x00.{2}\x04[\x00\x01]", re.DOTALL)
+"""Begin of a SETTINGS frame, the first thing that an HTTP/2 server says (RFC 9113, section 3.4)."""
+ONLY_HTTP2 = "the server speaks only HTTP/2, and loadproof HTTP/1.1: put a proxy that speaks both in front of it"
 
 Framing = Literal["chunked", "length", "close", "none"]
 
@@ -176,18 +182,17 @@ class ResponseParser:
 
     def _read_head(self) -> None:
         while not self.head_done:
-            end = self._pending.find(b"\r\n\r\n")
-            width = 4
-            if end < 0:
-                end, width = self._pending.find(b"\n\n"), 2
-            if end < 0:
+            end = _HEAD_END.search(self._pending)
+            if end is None:
                 if len(self._pending) > MAX_HEAD_BYTES:
                     raise ProtocolError(f"the headers are longer than {MAX_HEAD_BYTES} bytes")
                 if len(self._pending) >= 5 and not self._pending.startswith(b"HTTP/"):
+                    if _HTTP2.match(self._pending):
+                        raise ProtocolError(ONLY_HTTP2)
                     raise ProtocolError(f"the answer is not HTTP: it begins with {bytes(self._pending[:20])!r}")
                 return
-            head = bytes(self._pending[:end])
-            del self._pending[: end + width]
+            head = bytes(self._pending[: end.start()])
+            del self._pending[: end.end()]
             self._parse_head(head)
             if 100 <= self.status < 200 and self.status != 101:
                 self.headers = []

@@ -3,120 +3,166 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
 from orchestrator.clock import NS_PER_S, now_ns
 from orchestrator.load.health import SelfWatch
-from orchestrator.load.window import Window, never
+from orchestrator.load.supply import Supply
+from orchestrator.load.tally import Part, StopEarly, never
 from orchestrator.load.wire import Send
 from orchestrator.records import Failure, LevelRun, LevelSpec, Phase, Request, RequestRecord
-
-
-class _Level:
-    """State of a level while it runs; one thread, so no locks."""
-
-    def __init__(
-        self,
-        spec: LevelSpec,
-        send: Send,
-        on_record: Callable[[RequestRecord], None],
-        stop_early: Callable[[RequestRecord], str | None],
-    ) -> None:
-        self.spec = spec
-        self.window = Window()
-        self.enough: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        """Done with the reason why it ends early."""
-        self._send = send
-        self._on_record = on_record
-        self._stop_early = stop_early
-        self._under_way: set[asyncio.Task[None]] = set()
-        self._drained = False
-
-    def start(self, group: asyncio.TaskGroup, request: Request, seq: int, phase: Phase, due: Due) -> None:
-        task = group.create_task(self._one(request, seq, phase, due))
-        self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
-
-    async def _one(self, request: Request, seq: int, phase: Phase, due: Due) -> None:
-        sent_ns = now_ns()
-        self.window.count(+1, sent_ns)
-        if phase == "measured":
-            self.window.measured_issue(sent_ns)
-        record = await self._send(request, seq=seq, phase=phase, due_ns=due.at_ns, body=due.body)
-        self.window.count(-1, record.end_ns)
-        self.keep(record)
-
-    def keep(self, record: RequestRecord) -> None:
-        if self._drained and record.failure is not None and record.failure.kind == "cancelled":
-            detail = f"no end within {self.spec.drain_seconds:g} s after the last request was due"
-            record = msgspec.structs.replace(record, failure=Failure(kind="timeout", detail=detail))
-        self.window.records.append(record)
-        self._on_record(record)
-        if record.phase == "measured" and not self.enough.done() and (reason := self._stop_early(record)):
-            self.enough.set_result(reason)
-
-    async def drain(self) -> None:
-        """All have been sent: what does not end in time has failed."""
-        if self.spec.drain_seconds is None or not self._under_way:
-            return
-        await asyncio.wait(self._under_way, timeout=self.spec.drain_seconds)
-        self._drained = True
-        for task in self._under_way:
-            task.cancel()
-
-
-class Due(NamedTuple):
-    """When a request is sent, and what."""
-
-    at_ns: int
-    body: bytes
 
 
 async def run_open(
     spec: LevelSpec,
     due: Sequence[int],
     *,
-    requests: Iterator[Request],
+    requests: Supply,
     send: Send,
     prepare: Callable[[Request], bytes],
     on_record: Callable[[RequestRecord], None],
     most_in_flight: int,
-    stop_early: Callable[[RequestRecord], str | None] = never,
+    stop_early: StopEarly = never,
     abort: asyncio.Future[str] | None = None,
+    part: Part | None = None,
 ) -> LevelRun:
-    """Send a request at each of the `due` times (ns after the start, in order), then wait for all of them.
+    """Send a request at each of the `due` times (ns after the start, in order), then wait for all of them; of a part of
+    a level, at every `part.of`-th.
 
     The last `spec.requests` of them are measured, what comes before is warm-up. What is unfinished `spec.drain_seconds`
     after the last was due has failed. `stop_early` is asked after each measured record: a reason ends the level.
+
+    A request with later turns is a conversation: each of them is due its think time after the answer to the one before,
+    and is sent whatever that answer was. First turns are numbered as they are due, the others behind them as they are
+    issued.
 
     `most_in_flight` keeps this machine from running out of sockets and memory; it is no admission control: a request
     that is due beyond it is not sent but recorded as failed (``dropped``), so it counts against the level.
     At `spec.max_seconds`, or when `abort` is done, nothing more is sent and what is in flight is recorded as cancelled.
     What `on_record` raises ends the level and is raised.
     """
+    part = part or Part()
+    part.begin()
     watch = SelfWatch()
-    level = _Level(spec, send, on_record, stop_early)
-    warm_up = len(due) - spec.requests
 
-    async def issue() -> None:
-        async with asyncio.TaskGroup() as group:
-            for seq, (offset_ns, request) in enumerate(zip(due, requests, strict=False)):
-                one = Due(level.window.started_ns + offset_ns, prepare(request))
-                phase: Phase = "warmup" if seq < warm_up else "measured"
-                await _until(one.at_ns)
-                if level.window.in_flight < most_in_flight:
-                    level.start(group, request, seq, phase, one)
-                else:
-                    level.keep(_dropped(request, seq, phase, one.at_ns, most_in_flight))
-                await asyncio.sleep(0)  # it is sent before the next body is made
-            await level.drain()
+    def keep(record: RequestRecord) -> None:
+        watch.see(record)
+        on_record(record)
 
+    level = _Level(spec, due, _Client(send, prepare, keep, stop_early, most_in_flight), part)
     async with watch.watching():
-        cut = await _until_over(issue(), spec.max_seconds, [level.enough, *([abort] if abort else [])])
-    return level.window.run(spec, watch, cut)
+        ends = [level.enough, *([abort] if abort else [])]
+        part.cut = await _until_over(level.issue_all(requests), spec.max_seconds, ends)
+    return part.tally.run(spec, watch.health(), part.cut)
+
+
+class _Client(NamedTuple):
+    """What `run_open` was given to send with."""
+
+    send: Send
+    prepare: Callable[[Request], bytes]
+    keep: Callable[[RequestRecord], None]
+    stop_early: StopEarly
+    most_in_flight: int
+
+
+class _Due(NamedTuple):
+    """A request that is sent, and when."""
+
+    request: Request
+    seq: int
+    phase: Phase
+    at_ns: int
+    body: bytes
+
+
+class _Level:
+    """A level while it runs."""
+
+    def __init__(self, spec: LevelSpec, due: Sequence[int], client: _Client, part: Part) -> None:
+        self.enough: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """Done with the reason why it ends early."""
+        self._spec = spec
+        self._due = due
+        self._client = client
+        self._part = part
+        self._tally = part.tally
+        self._tally.first_measured = max(0, len(due) - spec.requests)
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._drained = False
+
+    async def issue_all(self, requests: Supply) -> None:
+        """Every one when it is due; back when all have ended."""
+        async with asyncio.TaskGroup() as group:
+            for seq in range(self._part.number, len(self._due), self._part.of):
+                request = await requests.at(seq)
+                phase: Phase = "warmup" if seq < self._tally.first_measured else "measured"
+                at_ns = self._tally.started_ns + self._due[seq]
+                one = _Due(request, seq, phase, at_ns, self._client.prepare(request))
+                await _until(at_ns)
+                task = group.create_task(self._talk(one))
+                self._under_way.add(task)
+                task.add_done_callback(self._under_way.discard)
+                await asyncio.sleep(0)  # it is sent before the next body is made
+            await self._drain()
+
+    async def _drain(self) -> None:
+        """All have been sent: what does not end in time has failed."""
+        if self._spec.drain_seconds is None or not self._under_way:
+            return
+        last_ns = self._tally.started_ns + self._due[-1]
+        left_s = self._spec.drain_seconds - (now_ns() - last_ns) / NS_PER_S
+        await asyncio.wait(self._under_way, timeout=max(0.0, left_s))
+        self._drained = True
+        for task in self._under_way:
+            task.cancel()
+
+    async def _talk(self, one: _Due) -> None:
+        """A request and its later turns."""
+        record = await self._issue(one)
+        for turn in one.request.later:
+            if _cancelled(record) or self._drained:
+                return
+            body, at_ns = self._client.prepare(turn), record.end_ns + round(turn.think_s * NS_PER_S)
+            await _until(at_ns)
+            with self._part.lock:
+                seq = len(self._due) + self._tally.issued
+                self._tally.issued += 1
+            record = await self._issue(_Due(turn, seq, one.phase, at_ns, body))
+
+    async def _issue(self, one: _Due) -> RequestRecord:
+        if self._tally.in_flight >= self._client.most_in_flight:
+            record = _dropped(one, self._client.most_in_flight)
+        else:
+            record = await self._exchange(one)
+        self._client.keep(record)
+        if record.phase == "measured" and not self.enough.done():
+            place = record.seq - self._tally.first_measured
+            if (reason := self._client.stop_early(record, place, self._part.measured_in_all(self._spec))) is not None:
+                self.enough.set_result(reason)
+        return record
+
+    async def _exchange(self, one: _Due) -> RequestRecord:
+        with self._part.lock:
+            sent_ns = now_ns()
+            self._tally.count(+1, sent_ns)
+            if one.phase == "measured":
+                self._tally.measured_issue(sent_ns)
+        record = await self._client.send(one.request, seq=one.seq, phase=one.phase, due_ns=one.at_ns, body=one.body)
+        with self._part.lock:
+            self._tally.count(-1, record.end_ns)
+            self._tally.undrained += one.phase == "measured" and _cancelled(record)
+        if self._drained and _cancelled(record):
+            detail = f"no end within {self._spec.drain_seconds:g} s after the last request was due"
+            record = msgspec.structs.replace(record, failure=Failure(kind="timeout", detail=detail))
+        return record
+
+
+def _cancelled(record: RequestRecord) -> bool:
+    return record.failure is not None and record.failure.kind == "cancelled"
 
 
 async def _until(due_ns: int) -> None:
@@ -147,17 +193,19 @@ async def _until_over(
     return None
 
 
-def _dropped(request: Request, seq: int, phase: Phase, due_ns: int, most: int) -> RequestRecord:
+def _dropped(one: _Due, most: int) -> RequestRecord:
     at_ns = now_ns()
     return RequestRecord(
-        seq=seq,
-        request_id=f"dropped-{seq}",
-        phase=phase,
-        due_ns=due_ns,
+        seq=one.seq,
+        request_id=f"dropped-{one.seq}",
+        phase=one.phase,
+        due_ns=one.at_ns,
         sent_ns=at_ns,
         end_ns=at_ns,
-        asked_in=request.prompt_tokens,
-        asked_out=request.output_tokens,
-        clamped=request.clamped,
+        asked_in=one.request.prompt_tokens,
+        asked_out=one.request.output_tokens,
+        clamped=one.request.clamped,
+        session=one.request.session,
+        turn=one.request.turn,
         failure=Failure(kind="dropped", detail=f"{most} requests were in flight, as many as this client allows itself"),
     )

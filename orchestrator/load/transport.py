@@ -19,7 +19,7 @@ import httpx
 from orchestrator.clock import now_ns
 from orchestrator.load.connection import Connection
 from orchestrator.load.exchange import Exchange, RequestLimits, TransportFailure, why
-from orchestrator.load.http1 import Arrivals, ResponseParser
+from orchestrator.load.http1 import ONLY_HTTP2, Arrivals, ResponseParser
 from orchestrator.load.reads import Poller
 from orchestrator.load.stamps import RealClock, StampsKept
 
@@ -159,6 +159,8 @@ class StampingTransport(httpx.AsyncBaseTransport):
         except ConnectionRefusedError as error:
             raise TransportFailure("refused", f"{origin.host}:{origin.port} refused the connection") from error
         except ssl.SSLError as error:
+            if "no application protocol" in str(error).lower().replace("_", " "):
+                raise TransportFailure("protocol", ONLY_HTTP2) from error
             raise TransportFailure("tls", f"no encrypted connection ({error.reason or error})") from error
         except OSError as error:
             raise TransportFailure("connect", f"no connection to {origin.host}:{origin.port} ({why(error)})") from error
@@ -207,6 +209,7 @@ class StampingTransport(httpx.AsyncBaseTransport):
     def _tls_context(self) -> ssl.SSLContext:
         if self._context is None:
             self._context = httpx.create_ssl_context(verify=bool(self._verify))
+            self._context.set_alpn_protocols(["http/1.1"])
         return self._context
 
     async def aclose(self) -> None:

@@ -109,6 +109,8 @@ class Sender:
             asked_in=request.prompt_tokens,
             asked_out=request.output_tokens,
             clamped=request.clamped,
+            session=request.session,
+            turn=request.turn,
             failure=failure,
             user=user,
             **answer.facts(),
@@ -141,6 +143,7 @@ def failure_of(error: httpx.HTTPError) -> Failure:
     classes: tuple[tuple[type[httpx.HTTPError], FailureKind], ...] = (
         (httpx.TimeoutException, "timeout"),
         (httpx.ConnectError, "connect"),
+        (httpx.ProxyError, "connect"),
         (httpx.ReadError, "reset"),
         (httpx.WriteError, "reset"),
         (httpx.RemoteProtocolError, "truncated"),

@@ -11,7 +11,7 @@ from types import MappingProxyType
 import msgspec
 
 from orchestrator.plan.expected import is_checked
-from orchestrator.plan.settings import Budget, Frontier, ModelSettings, OpenLoop, Ramp, Soak, WorkloadSettings
+from orchestrator.plan.settings import Budget, Client, Frontier, ModelSettings, OpenLoop, Ramp, Soak, WorkloadSettings
 from orchestrator.records import SCHEMA, Cost, Demand, Slo
 from stacks.base import Deployment
 from workloads.expected import Expected
@@ -62,6 +62,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     soak: Soak = Soak()
     budget: Budget
     cost: Cost = Cost()
+    client: Client = Client()
     frontier: Frontier | None = None
     lengths: Mapping[str, Workload]
     """The length pairs of each workload, by its name."""

@@ -19,7 +19,17 @@ from orchestrator.plan.frontier import frontier_workloads, read_frontier
 from orchestrator.plan.overrides import apply_overrides
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.secrets import secret_places
-from orchestrator.plan.settings import BOUNDS, Budget, Frontier, ModelSettings, OpenLoop, Ramp, Soak, WorkloadSettings
+from orchestrator.plan.settings import (
+    BOUNDS,
+    Budget,
+    Client,
+    Frontier,
+    ModelSettings,
+    OpenLoop,
+    Ramp,
+    Soak,
+    WorkloadSettings,
+)
 from orchestrator.plan.simulated import check_together
 from orchestrator.plan.tables import Findings, is_deeper_than, nearest, shown
 from orchestrator.plan.workloads import read_workload, within_context
@@ -35,7 +45,7 @@ MOST_ENTRIES = 256
 
 _KEYS = (
     "title", "seed", "model", "slo", "defaults", "deployment", "workload", "frontier", "ramp", "open_loop", "demand",
-    "soak", "budget", "cost",
+    "soak", "budget", "client", "cost",
 )  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._]|-(?!-)){0,62}[A-Za-z0-9]|[A-Za-z0-9]")
 
@@ -112,6 +122,7 @@ def _read(
     demand = findings.read_optional(document, Demand, "demand")
     soak = findings.read_optional(document, Soak, "soak")
     budget = findings.read_optional(document, Budget, "budget")
+    client = findings.read_optional(document, Client, "client")
     deployments = _deployments(document, model, around, findings)
     frontier = read_frontier(document, findings)
     workloads, lengths = _workloads(document, seed, around.base, deployments, frontier, findings)
@@ -134,6 +145,7 @@ def _read(
         demand=demand,
         soak=soak,
         budget=budget,
+        client=client,
         frontier=frontier,
         cost=cost,
         lengths=lengths,

@@ -132,6 +132,13 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     minutes: float | None = None
 
 
+class Client(msgspec.Struct, frozen=True, kw_only=True):
+    """[client]: loadproof itself, as it loads. Not part of what is measured, so not of a cell's fingerprint."""
+
+    workers: int | None = None
+    """Load processes; None = as many as the expected token rate and number of streams ask for."""
+
+
 class Bound(NamedTuple):
     """Allowed numbers: low <= x <= high, or low < x where `above`."""
 
@@ -169,6 +176,7 @@ BOUNDS = {
     "cpus": _POSITIVE,
     "shm_bytes": Bound(1),
     "start_timeout_s": _POSITIVE,
+    "workers": Bound(1, 256),
     "prompt_scale": Bound(0, 1000, above=True),
     "output_scale": Bound(0, 1000, above=True),
     "seed": Bound(0, 2**63 - 1),

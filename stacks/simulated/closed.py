@@ -10,7 +10,6 @@ from orchestrator.records import LevelSpec, Phase, Request, RequestRecord
 from stacks.simulated.engine import Engine
 from stacks.simulated.level import Client, Level, StopEarly, VirtualLevel, never
 
-_MULTIPLE = 10
 _RETRY_S = 0.1
 """A refused user asks again after this long, or a refusing engine would be asked for ever at one moment."""
 
@@ -58,15 +57,16 @@ class _Closed(Level):
         return "measured"
 
     def _issue(self, due_s: float, user: int) -> None:
+        self._close_if_complete(due_s)  # the shortest time may have passed since the last one
+        if self.over:
+            return
         phase = self._phase(due_s)
         self.send(next(self.measured if phase == "measured" else self.other), phase, due_s, user)
         if phase == "measured":
             self._close_if_complete(due_s)
 
     def _close_if_complete(self, at_s: float) -> None:
-        assert self.window_start_s is not None
-        enough = self.measured_issued >= self.spec.requests and self.measured_issued % _MULTIPLE == 0
-        if enough and not self.closed and at_s - self.window_start_s >= self.spec.min_seconds:
+        if not self.closed and self.measured_issued == self.measured_in_all(at_s):
             self.closed = True
             self.filler_ends_s = self.engine.now_s + self.spec.filler_seconds
             self._end_if_done()

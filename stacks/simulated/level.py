@@ -34,11 +34,12 @@ class VirtualLevel(NamedTuple):
     """Requests that were sent, of all phases."""
 
 
-StopEarly = Callable[[RequestRecord, int], str | None]
-"""(a measured record, its position among the measured ones in issue order, from 0) -> why the level ends, if so."""
+StopEarly = Callable[[RequestRecord, int, int | None], str | None]
+"""(a measured record, its place among the measured ones in issue order, from 0, how many of them there will be by
+`LevelSpec.measured_in_all`) -> why the level ends, if so."""
 
 
-def never(_: RequestRecord, __: int) -> str | None:
+def never(_record: RequestRecord, _place: int, _of: int | None) -> str | None:
     """A level that ends by its own rules alone."""
     return None
 
@@ -172,6 +173,11 @@ class Level:
         """Issue of the first measured request."""
         return self._window_start_s
 
+    def measured_in_all(self, at_s: float) -> int | None:
+        """See `LevelSpec`."""
+        start_s = at_s if self._window_start_s is None else self._window_start_s
+        return self.spec.measured_in_all(self.measured_issued, at_s - start_s)
+
     def cut_short(self, reason: str) -> None:
         """Nothing more is sent."""
         self.closed = self.over = True
@@ -196,8 +202,10 @@ class Level:
         self.completed += 1
         if record.phase == "measured":
             self.measured_pending -= 1
-            if self.cut is None and not self.over and (reason := self.stop_early(record, sent.position)):
-                self.cut_short(reason)
+            if self.cut is None and not self.over:
+                reason = self.stop_early(record, sent.position, self.measured_in_all(self.engine.now_s))
+                if reason is not None:
+                    self.cut_short(reason)
         self.ended(record)
 
     def _answered(self, sent: Sent, sequence: Sequence) -> RequestRecord:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -45,7 +46,9 @@ def lines(path: Path) -> list[dict[str, Any]]:
 LOAD = ("--api", "completions", "--model", "m", "--output-tokens", "5")
 
 
-@pytest.mark.parametrize("mode", ["--concurrency 4", "--rate 200", "--rate 100 --arrivals constant"])
+@pytest.mark.parametrize(
+    "mode", ["--concurrency 4", "--rate 200", "--rate 100 --arrivals constant", "--concurrency 4 --workers 2"]
+)
 def test_as_many_requests_are_sent_as_are_asked_for_and_all_are_told(
     server: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str
 ) -> None:
@@ -68,6 +71,62 @@ def test_as_many_requests_are_sent_as_are_asked_for_and_all_are_told(
     span_s = (max(r["end_ns"] for r in records) - min(r["sent_ns"] for r in records)) / 1e9
     assert found["output_tokens_per_s"] == pytest.approx(23 * 5 / span_s)
     assert {"stamp", "kernel_share", "cpu_s", "loop_lag_ms_p99", "valid", "why"} <= found["client"].keys()
+
+
+def test_conversations_are_sent_turn_by_turn(
+    server: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, _ = server
+    found, records = [], []
+    for workers in ("1", "2"):
+        file = tmp_path / f"records-{workers}.jsonl"
+        options = ("--sessions-rate", "20", "--turns", "uniform:1:3", "--think", "0.01", "--sessions", "9")
+        code, out, _ = told(
+            capsys,
+            url,
+            *LOAD,
+            "--prompt-tokens",
+            "20",
+            *options,
+            "--workers",
+            workers,
+            "--records",
+            str(file),
+            "--json",
+        )
+        assert code == 0
+        found.append(json.loads(out))
+        records.append(lines(file))
+    for told_, sent in zip(found, records, strict=True):
+        assert (told_["requests"], told_["sessions"], told_["failures"]) == (len(sent), 9, {})
+        assert 9 < len(sent) < 27
+        for session in {r["session"] for r in sent}:
+            turns = sorted((r for r in sent if r["session"] == session), key=lambda r: r["turn"])
+            assert [r["turn"] for r in turns] == list(range(len(turns)))
+            assert [r["asked_in"] for r in turns] == [20 + 25 * turn for turn in range(len(turns))]
+            assert all(b["due_ns"] - a["end_ns"] == 10_000_000 for a, b in itertools.pairwise(turns))
+            assert all(r["sent_ns"] >= r["due_ns"] for r in turns)
+    asked = [sorted((r["session"], r["turn"], r["asked_in"], r["asked_out"]) for r in sent) for sent in records]
+    assert asked[0] == asked[1]
+    assert found[1]["client"]["workers"] == 2
+
+
+def test_a_trace_of_ones_own(server: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """BurstGPT's form: two conversations, of two turns and of one."""
+    trace = tmp_path / "trace.csv"
+    rows = ["0,a,10,5", "0.05,b,7,5", "0.1,a,30,5"]
+    trace.write_text("\n".join(["Timestamp,Session ID,Request tokens,Response tokens", *rows]) + "\n")
+    file = tmp_path / "records.jsonl"
+    options = ("--model", "m", "--api", "completions", "--trace", str(trace), "--records", str(file), "--json")
+    code, out, _ = told(capsys, server[0], *options, "--sessions-rate", "50", "--sessions", "4")
+    assert (code, json.loads(out)["requests"], json.loads(out)["sessions"]) == (0, 6, 4)
+    by_session: dict[str, list[int]] = {}
+    for record in sorted(lines(file), key=lambda r: (r["session"], r["turn"])):
+        by_session.setdefault(record["session"], []).append(record["asked_in"])
+    assert sorted(by_session.values()) == [[7], [7], [10, 30], [10, 30]]
+    code, out, _ = told(capsys, server[0], *options, "--requests", "6")
+    assert code == 0
+    assert {r["asked_in"] for r in lines(file)} == {7, 10, 30}
 
 
 def test_people_get_a_table(server: tuple[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,7 +171,17 @@ URL = "http://127.0.0.1:9"
         ((URL, *LOAD, "--requests", "1", "--seconds", "1"), "exclude each other"),
         ((URL, *LOAD, "--preset", "fixed-1k1k"), "exclude each other"),
         ((URL, "--model", "m", "--preset", "nonesuch"), "the presets are"),
-        ((URL, *LOAD, "--arrivals", "poisson"), "give --rate too"),
+        ((URL, *LOAD, "--arrivals", "poisson"), "give --rate or --sessions-rate too"),
+        ((URL, *LOAD, "--sessions-rate", "1", "--rate", "1"), "leave --concurrency and --rate away"),
+        ((URL, *LOAD, "--sessions-rate", "1", "--requests", "9"), "give --sessions N"),
+        ((URL, *LOAD, "--turns", "3"), "need --sessions-rate"),
+        ((URL, *LOAD, "--sessions-rate", "1", "--think", "long"), "exponential:8"),
+        ((URL, *LOAD, "--sessions-rate", "1", "--turns", "0"), "lognormal:MEAN:STD"),
+        ((URL, *LOAD, "--sessions-rate", "1", "--ramp", "1"), "closed loop"),
+        ((URL, *LOAD, "--think", "exponential:5"), "needs --sessions-rate"),
+        ((URL, *LOAD, "--trace", "x.csv"), "exclude each other"),
+        ((URL, "--model", "m", "--trace", "/no/such/file"), "does not exist"),
+        ((URL, *LOAD, "--workers", "0"), "--workers"),
         ((URL, *LOAD, "--rate", "1", "--arrivals", "gamma"), "gamma:CV"),
         ((URL, *LOAD, "--rate", "1", "--think", "1"), "closed loop"),
         ((URL, *LOAD, "--rate", "0.001", "--seconds", "0.1"), "ask for more"),

@@ -47,6 +47,8 @@ warmup_generations = 1
 filler_seconds = 1
 confirm = {confirm}
 recovery = false
+[client]
+workers = {workers}
 """
 SLOW_BEYOND = '"--first", "0.4", "1.8", "--gap", "0.002", "0.002"'
 """The engine answers in 0.4 s up to its capacity and in 1.8 s beyond it: limits that a busy machine can time."""
@@ -59,7 +61,7 @@ def write_plan(folder: Path, *, more: str, limit: int, **settings: int) -> Path:
     model.write_bytes(b"GGUF, if anybody asks")
     plan = folder / "plan.toml"
     command = {"python": sys.executable, "server": SERVER, "more": more}
-    plan.write_text(PLAN.format(model=model, limit=limit, **command, **settings))
+    plan.write_text(PLAN.format(model=model, limit=limit, **command, **{"workers": 1, **settings}))
     return plan
 
 
@@ -98,7 +100,7 @@ def test_a_known_capacity_is_found_within_ten_percent(tmp_path: Path) -> None:
 
 def test_a_newer_release_is_measured_with_one_warning_and_without_the_numbers_that_it_renamed(tmp_path: Path) -> None:
     """Its metrics have names that nobody knows: not reported, and no zero."""
-    settings = {"capacity": 24, "start": 2, "most": 2, "per_user": 2, "output": 4, "confirm": 1}
+    settings = {"capacity": 24, "start": 2, "most": 2, "per_user": 2, "output": 4, "confirm": 1, "workers": 2}
     plan = write_plan(tmp_path, more=SLOW_BEYOND, limit=1100, **settings)
     text = plan.read_text().replace('"llamacpp"', '"vllm"')
     text = text.replace('"--capacity"', '"--version", "99.1.0", "--capacity"')
@@ -112,6 +114,7 @@ def test_a_newer_release_is_measured_with_one_warning_and_without_the_numbers_th
     assert set(ready.facts) == {"version_note"}
     (commit, *_) = [event for event in read_events(out) if isinstance(event, LevelCommitted)]
     assert (commit.stats.failed, commit.stats.cached_tokens) == (0, None)
+    assert (commit.run.spec.workers, commit.run.health.workers, commit.run.health.lost) == (2, 2, None)
     (samples,) = (out / "cells").glob("*/attempt-1/samples.jsonl")
     read = [json.loads(line) for line in samples.read_text().splitlines()]
     assert {sample["source"] for sample in read} >= {"host", "tree"}

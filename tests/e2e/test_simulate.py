@@ -18,6 +18,7 @@ import pytest
 from orchestrator.clock import now_ns
 from orchestrator.judge.bounds import attainment_bounds, per_batch
 from orchestrator.load.closed import run_closed
+from orchestrator.load.supply import Drawn
 from orchestrator.load.wire import RequestLimits, Sender
 from orchestrator.metrics import is_good, measured_records
 from orchestrator.records import LevelRun, LevelSpec, Request, RequestRecord, Slo
@@ -132,8 +133,8 @@ async def over_http(url: str, spec: LevelSpec) -> tuple[LevelRun, list[RequestRe
     async with sender(url) as sending:
         run = await run_closed(
             spec,
-            measured=draws(1),
-            other=draws(1000),
+            measured=Drawn(draws(1)),
+            other=Drawn(draws(1000)),
             send=sending.send,
             prepare=sending.prepare,
             on_record=records.append,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import selectors
 from collections.abc import Coroutine
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
+from asyncio_throttle import throttler
 
 from orchestrator.clock import NS_PER_S
-from orchestrator.load import closed, health, window
+from orchestrator.load import closed, health, tally
 from orchestrator.load import open as open_loop
 
 T = TypeVar("T")
@@ -34,6 +36,7 @@ def run_virtually(monkeypatch: pytest.MonkeyPatch, main: Coroutine[Any, Any, T])
     """Run to the end with the load engine's clock being the loop's."""
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         loop = runner.get_loop()
-        for module in (closed, open_loop, health, window):
+        for module in (closed, open_loop, health, tally):
             monkeypatch.setattr(module, "now_ns", lambda: round(loop.time() * NS_PER_S))
+        monkeypatch.setattr(throttler, "time", SimpleNamespace(monotonic=loop.time))
         return runner.run(main)

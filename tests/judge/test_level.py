@@ -223,6 +223,35 @@ def test_i1_is_measured_by_the_tightest_limit() -> None:
     assert judge(records, run, slo=Slo(ttft_ms=None, tpot_ms=None)).valid
 
 
+@pytest.mark.parametrize(
+    ("busy_s", "workers", "cores", "remedy"),
+    [
+        (9.0, 1, 8.0, "Load with two more workers (--workers 3, or workers = 3 under [client] in the plan)."),
+        (18.0, 2, 4.0, "Load with one more worker (--workers 3, "),
+        (9.0, 1, 2.0, None),  # the other core is the server's
+        (9.0, 1, None, None),  # an old record
+        (4.0, 1, 8.0, None),  # it was not busy: more of it are no help
+        (9.0, 2, 8.0, None),
+    ],
+)
+def test_i1_names_more_workers_where_they_help(
+    busy_s: float, workers: int, cores: float | None, remedy: str | None
+) -> None:
+    records = closed_loop(4, 100)
+    health = msgspec.structs.replace(health_of(9.0), cpu_s=busy_s, workers=workers, cores=cores)
+    reason = only_reason(judge(records, run_of(records, 4, health=health)))
+    assert "Give it cores of its own" in reason
+    assert remedy in reason if remedy else "more worker" not in reason
+
+
+def test_i6_a_lost_load_process_voids_a_level_however_sure_it_is() -> None:
+    lost = "load worker 2 of 3 died of SIGKILL"
+    records = closed_loop(4, 100)
+    run = run_of(records, 4, cut=lost, health=msgspec.structs.replace(health_of(), workers=3, lost=lost))
+    reason = only_reason(judge(records, run))
+    assert reason.startswith(f"I6: the level was cut short: {lost}, and what it had in flight is not known.")
+
+
 def test_i2_a_load_that_was_not_held() -> None:
     records = closed_loop(4, 100)
     assert judge(records, run_of(records, 4)).valid

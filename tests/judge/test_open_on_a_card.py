@@ -100,7 +100,7 @@ def run_level(engine: Engine, plan: Plan, cell: Cell, step: Measure) -> VirtualL
         return run_virtual(engine, spec, measured=measured, other=other)
     spec, bad = open_spec(step, plan, cell), 0
 
-    def stop_early(record: RequestRecord, _: int) -> str | None:
+    def stop_early(record: RequestRecord, _place: int, _of: int | None) -> str | None:
         nonlocal bad
         bad += not is_good(record, plan.slo, from_due=True)
         return decided_early(bad, spec.requests, plan.slo)

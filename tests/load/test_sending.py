@@ -14,6 +14,7 @@ import pytest
 
 from orchestrator.clock import now_ns
 from orchestrator.load.closed import run_closed
+from orchestrator.load.supply import Drawn
 from orchestrator.load.wire import RequestLimits, Sender
 from orchestrator.records import LevelRun, LevelSpec, Request, RequestRecord
 from stacks.base import Deployment
@@ -118,8 +119,8 @@ async def run_level(url: str, spec: LevelSpec, **options: object) -> tuple[Level
     async with sender(url) as sending:
         run = await run_closed(
             spec,
-            measured=map(request, itertools.count()),
-            other=map(request, itertools.count(10_000)),
+            measured=Drawn(map(request, itertools.count())),
+            other=Drawn(map(request, itertools.count(10_000))),
             send=sending.send,
             prepare=sending.prepare,
             on_record=records.append,
@@ -145,7 +146,7 @@ def test_a_level_measures_what_it_was_asked_after_its_warm_up(server: tuple[str,
 
 
 def test_a_hopeless_level_ends_early_and_says_why(server: tuple[str, Path]) -> None:
-    run, records = asyncio.run(run_level(server[0], level(requests=500), stop_early=lambda _: "decided"))
+    run, records = asyncio.run(run_level(server[0], level(requests=500), stop_early=lambda *_: "decided"))
     assert run.cut == "decided"
     assert 1 <= sum(record.phase == "measured" for record in records) < 100
 

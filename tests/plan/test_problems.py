@@ -289,14 +289,16 @@ KEYS = st.sampled_from(
     [
         "name", "stack", "launch", "model", "gpus", "env", "args", "command", "url", "mounts", "secrets",
         "preset", "trace", "levels", "prompt_tokens", "output_tokens", "max", "minutes", "ttft_ms",
-        "context_tokens", "id", "seed", "x",
+        "context_tokens", "id", "seed", "workers", "x",
     ]
 )  # fmt: skip
 
 
 @settings(max_examples=200)
 @given(
-    st.sampled_from(["model", "slo", "ramp", "budget", "deployment.0", "workload.0", "deployment.0.env", "workload"]),
+    st.sampled_from(
+        ["model", "slo", "ramp", "budget", "client", "deployment.0", "workload.0", "deployment.0.env", "workload"]
+    ),
     KEYS,
     st.one_of(scalars, st.lists(scalars, max_size=3)),
 )

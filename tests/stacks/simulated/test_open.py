@@ -104,7 +104,7 @@ def test_beyond_the_cap_requests_are_dropped() -> None:
 
 
 def test_a_level_that_is_cut_waits_for_nothing() -> None:
-    def stop(record: RequestRecord, position: int) -> str | None:
+    def stop(record: RequestRecord, position: int, of: int | None) -> str | None:
         return "enough" if position == 10 else None
 
     on = engine()
