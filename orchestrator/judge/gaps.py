@@ -65,6 +65,9 @@ def _ok_gaps(c_ok: int | None, stop: Stop | None) -> Iterator[str]:
 
 
 def level_gaps(levels: Sequence[JudgedLevel], found: Bracket, slo: Slo) -> Iterator[str]:
+    for run, _, verdict in levels:  # whatever it was asked for: a sentinel and a prefill probe are users too
+        if verdict.hard_break and not run.spec.is_open and run.spec.concurrency <= (found.c_ok or 0):
+            yield f"The server broke at {run.spec.concurrency} users: {verdict.hard_break}."
     levels = [level for level in levels if level[0].spec.purpose in SEARCHING]
     measured = {run.spec.concurrency for run, _, verdict in levels if verdict.valid}
     for run, _, verdict in levels:
@@ -73,9 +76,6 @@ def level_gaps(levels: Sequence[JudgedLevel], found: Bracket, slo: Slo) -> Itera
     used = [level for level in levels if level[2].valid and level[0].spec.concurrency in (found.c_ok, found.c_bad)]
     for run, _, verdict in used:
         yield from (f"At {run.spec.concurrency} users: {flag}" for flag in verdict.flags)
-    for run, _, verdict in levels:
-        if verdict.hard_break and run.spec.concurrency <= (found.c_ok or 0):
-            yield f"The server broke at {run.spec.concurrency} users: {verdict.hard_break}."
     if found.c_ok is not None and (unproven := _unproven_errors(levels, found.c_ok, slo)):
         yield unproven
 
