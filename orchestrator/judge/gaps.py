@@ -19,6 +19,7 @@ NO_SENTINEL = "No sentinel level was run, so a drift of the machine during the r
 NO_OPEN_LOOP = "No open-loop check was made: which rate of independent arrivals holds is not known."
 NO_REPLAY = "The expected traffic was not replayed, so its bursts are not covered."
 CONSTANT = "Constant lengths are for comparison with published results: no service asks like that."
+NO_USERS = "Only 1 user held, and 80 % of that is none: there is no number of users that may be signed."
 NO_TRAFFIC = (
     "Nothing is known of the traffic that is expected, so its bursts are not covered: name it in the plan "
     "([open_loop] trace or arrivals)."

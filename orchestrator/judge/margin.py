@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from orchestrator.judge.cause import Cause, JudgedLevel, cause_of_break, cause_of_failure
-from orchestrator.judge.gaps import CONSTANT, Shrunk, lengths_gap, level_gaps, open_gaps, search_gaps, shrunk_gap
+from orchestrator.judge.gaps import CONSTANT, NO_USERS, Shrunk, lengths_gap, level_gaps, open_gaps, search_gaps, shrunk_gap
 from orchestrator.judge.recovery import recovery_gaps, recovery_sentence
 from orchestrator.judge.soak import Soak, soak_gaps, soak_sentence
 from orchestrator.judge.steps import (
@@ -97,6 +97,7 @@ def cell_verdict(
     missing = [
         *([] if shrunk is None else [shrunk_gap(shrunk, levels)]),
         *search_gaps(found, stop, failure, unstable),
+        *([NO_USERS] if found.c_ok is not None and c_sign is None else []),
         *level_gaps(levels, found, slo),
         *([] if lengths_forced or found.c_ok is None else [lengths_gap(levels, found.c_ok)]),
         *([] if signable else [CONSTANT]),
@@ -197,8 +198,8 @@ def _refusal(
 
 def _unmet(demand: Demand, c_sign: int | None, check: OpenLoop | None) -> str | None:
     """What the launch needs and may not be signed."""
-    if demand.users is not None and c_sign is not None and demand.users > c_sign:
-        return f"The launch needs {_users(demand.users)}, and {c_sign} may be signed."
+    if demand.users is not None and demand.users > (c_sign or 0):
+        return f"The launch needs {_users(demand.users)}, and {c_sign or 'none'} may be signed."
     rate = None if check is None else check.rate_sign
     if demand.rate_per_s is not None and rate is not None and demand.rate_per_s > rate:
         return f"The launch needs {demand.rate_per_s:g} requests/s on average, and {rate:.3g} may be signed."

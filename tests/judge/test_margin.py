@@ -7,7 +7,7 @@ import pytest
 from fakes.levels import answered, closed_loop, run_of
 
 from orchestrator.judge.cause import JudgedLevel, cause_of_break
-from orchestrator.judge.gaps import NO_OPEN_LOOP, NO_REPLAY, NO_SENTINEL, NO_TRAFFIC, Shrunk
+from orchestrator.judge.gaps import NO_OPEN_LOOP, NO_REPLAY, NO_SENTINEL, NO_TRAFFIC, NO_USERS, Shrunk
 from orchestrator.judge.level import judge_level
 from orchestrator.judge.margin import CellVerdict, cell_verdict, reading
 from orchestrator.judge.search import Measure, Outcome, SearchRules, Stop, next_step
@@ -552,6 +552,15 @@ def test_a_launch_that_needs_more_is_refused(demand: Demand, word: str, said: st
     found = checked(demand=demand)
     assert found.verdict == word
     assert found.sentence.startswith(said)
+
+
+def test_one_user_who_holds_is_no_user_who_may_be_signed() -> None:
+    alone = [level(1, "PASS", "confirm", stats=ENOUGH)] * 3 + [level(2, "FAIL", "confirm-break")]
+    found = checked(but(in_flight_p95=2.0), alone, c_ok=1, c_bad=2)
+    assert (found.verdict, found.missing, found.c_ok, found.c_sign) == ("PROVISIONAL", (NO_USERS,), 1, None)
+    refused = checked(but(in_flight_p95=2.0), alone, c_ok=1, c_bad=2, demand=Demand(users=50))
+    assert refused.verdict == "REFUSED"
+    assert refused.sentence == "The launch needs 50 users at once, and none may be signed."
 
 
 def test_a_fixed_ladder_says_that_nothing_was_tried_above() -> None:
