@@ -15,7 +15,17 @@ from typing import Literal
 import msgspec
 
 from orchestrator.judge.fresh import confirmed
-from orchestrator.judge.steps import Measure, OpenLoop, OpenRules, Outcome, Script, SearchRules, Stop, moved
+from orchestrator.judge.steps import (
+    SENTINELS,
+    Measure,
+    OpenLoop,
+    OpenRules,
+    Outcome,
+    Script,
+    SearchRules,
+    Stop,
+    moved,
+)
 from orchestrator.judge.swings import LEAST_FACTOR, Factor, output_cost
 from orchestrator.records import Purpose
 
@@ -206,8 +216,9 @@ class _Check:
     # --- drift --------------------------------------------------------------------------------------------------
 
     def _sentinel(self) -> Generator[Measure, Outcome, bool | None]:
-        """The sentinel once more, against the last one of the search (which compared it with those before)."""
-        known = [o for o in self._before if o.purpose == "sentinel" and o.valid]
+        """The sentinel once more, against each of the search's last pass: of small steps none may be a drift, though
+        all of them are."""
+        known = [o for o in self._before if o.purpose == "sentinel" and o.valid][-SENTINELS:]
         if not known:
             return None
         outcome = yield Measure(
@@ -217,4 +228,4 @@ class _Check:
             looks=(self._rules.sentinel_requests,),
             alpha=self._rules.alpha,
         )
-        return moved(known[-1], outcome) if outcome.valid else None
+        return any(moved(earlier, outcome) for earlier in known) if outcome.valid else None

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from orchestrator.judge.level import HANG
-from orchestrator.judge.steps import Measure, Outcome, Recovery, Script, SearchRules, Stop, searched
+from orchestrator.judge.steps import SENTINELS, Measure, Outcome, Recovery, Script, SearchRules, Stop, searched
 
 GREW = 0.01
 """Share of its memory by which a server must have grown at the break before anything can be given back."""
@@ -46,7 +46,7 @@ def _sentinels(history: Sequence[Outcome], broke: int) -> tuple[Outcome | None, 
     known = [(i, o) for i, o in enumerate(history) if o.purpose == "sentinel" and o.valid]
     if len(known) < 2 or known[-1][0] < broke:
         return None, None
-    return known[max(0, len(known) - 3)][1], known[-1][1]
+    return known[-SENTINELS:][0][1], known[-1][1]
 
 
 def _again(before: Outcome, history: Sequence[Outcome], place: int) -> Measure:

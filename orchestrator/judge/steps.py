@@ -242,7 +242,7 @@ class OpenLoop(Record, frozen=True, kw_only=True):
     kv_use_p99: float | None = None
     """Of that replay."""
     drifted: bool | None = None
-    """The sentinel after the check had moved by more than 3 % from the first; None = not looked at."""
+    """The sentinel after the check had moved by more than 3 % from one of the search's; None = not looked at."""
 
 
 class Recovery(Record, frozen=True, kw_only=True):
@@ -348,6 +348,8 @@ SEARCHING: frozenset[Purpose] = frozenset(("ladder", "bracket", "bisect", "confi
 CHECKING: frozenset[Purpose] = frozenset(("prefill", "rate", "confirm-rate", "replay"))
 """Of the open-loop check."""
 DRIFT = math.log(1.03)
+SENTINELS = 3
+"""Of one pass of the full search, where none is INVALID."""
 
 
 def moved(before: Outcome, after: Outcome) -> bool:

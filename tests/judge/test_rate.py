@@ -206,6 +206,18 @@ def test_the_sentinel_is_looked_at_once_more() -> None:
     assert drifting.drifted is True
 
 
+def test_a_drift_in_small_steps_is_a_drift_from_the_first_sentinel() -> None:
+    steps, _ = found(up_to(0.80 * X))
+    sentinels = [step for step in steps if step.purpose == "sentinel"]
+    tpot_ms = dict(zip([step.replicate for step in sentinels], (20.0, 20.2, 20.5, 21.0), strict=True))
+
+    def answer(step: Measure) -> Said:
+        said = up_to(0.80 * X)(step)
+        return said._replace(tpot_ms=tpot_ms[step.replicate]) if step.purpose == "sentinel" else said
+
+    assert found(answer)[1].drifted is True
+
+
 def test_nothing_follows_a_search_that_confirmed_nothing_or_rules_without_a_check() -> None:
     steps, _, stop = walk(lambda step: Said(0.5), rules())
     assert stop.open_loop is None
