@@ -10,7 +10,16 @@ from collections.abc import Sequence
 from typing import Literal
 
 from orchestrator.judge.cause import Cause, JudgedLevel, cause_of_break, cause_of_failure
-from orchestrator.judge.gaps import CONSTANT, NO_USERS, Shrunk, lengths_gap, level_gaps, open_gaps, search_gaps, shrunk_gap
+from orchestrator.judge.gaps import (
+    CONSTANT,
+    NO_USERS,
+    Shrunk,
+    lengths_gap,
+    level_gaps,
+    open_gaps,
+    search_gaps,
+    shrunk_gap,
+)
 from orchestrator.judge.recovery import recovery_gaps, recovery_sentence
 from orchestrator.judge.soak import Soak, soak_gaps, soak_sentence
 from orchestrator.judge.steps import (
