@@ -9,7 +9,7 @@ from typing import NamedTuple
 from orchestrator.judge.bounds import error_bounds
 from orchestrator.judge.cause import JudgedLevel
 from orchestrator.judge.rules import LevelRules
-from orchestrator.judge.steps import SEARCHING, Bracket, Measure, OpenLoop, SearchRules, Stop
+from orchestrator.judge.steps import CHECKING, SEARCHING, Bracket, Measure, OpenLoop, SearchRules, Stop
 from orchestrator.records import ServerFailure, Slo
 
 KV_HEADROOM = 0.90
@@ -108,11 +108,11 @@ def open_gaps(
 ) -> Iterator[str]:
     """Of a cell with a level that holds. `pending`: the step before which the run ended."""
     check = None if stop is None else stop.open_loop
-    own = None if rules is None else rules.open_loop
+    own = None if rules is None or stop is None else rules.open_loop
     if stop is None or stop.drifted is None:
         yield NO_SENTINEL
     if check is None:
-        begun = stop is not None and pending is not None and pending.purpose != "recovery" and own is not None
+        begun = own is not None and pending is not None and pending.purpose in {*CHECKING, "sentinel"}
         yield f"The open-loop check was cut before its step {pending}." if begun else NO_OPEN_LOOP
         yield NO_REPLAY
         return

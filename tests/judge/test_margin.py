@@ -528,6 +528,13 @@ def test_a_step_that_was_cut_is_named() -> None:
     assert "The open-loop check was cut before its step replay at 8 requests/s." in found.missing
 
 
+def test_a_check_that_was_not_begun_was_not_cut() -> None:
+    soak = Measure(concurrency=17, purpose="soak", replicate=0, min_seconds=3600.0)
+    found = checked(None, pending=soak, confirmed_ok=False)
+    assert NO_OPEN_LOOP in found.missing
+    assert not any("was cut before" in step for step in found.missing)
+
+
 def test_traffic_of_which_nothing_is_known_is_missing() -> None:
     rules = SearchRules(method="full", open_loop=OpenRules())
     found = checked(but(rate_sign=None, replays=0, factor=1.1, in_flight_p95=None, kv_use_p99=None), rules=rules)
