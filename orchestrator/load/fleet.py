@@ -254,9 +254,10 @@ class Fleet:
     async def _hire(self, number: int) -> list[Worker]:
         """So many living workers: the dead are replaced."""
         self._workers = [worker for worker in self._workers if worker.process.poll() is None]
-        fresh = [await Worker.start(self._target, self._shared) for _ in range(number - len(self._workers))]
-        self._workers += fresh
-        for worker in fresh:
+        living = len(self._workers)
+        while len(self._workers) < number:  # ours from its start on: the next one may not start
+            self._workers.append(await Worker.start(self._target, self._shared))
+        for worker in self._workers[living:]:
             if not isinstance(await worker.receive(START_S), Ready):
                 raise HostError(f"A load process {await worker.fate()} at its start.", "Run with one: --workers 1.")
         return self._workers[:number]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from orchestrator.load.capacity import EVENTS_PER_S, STREAMS, expected, workers_needed
 from orchestrator.load.engine import Load, Target, open_engine
-from orchestrator.load.fleet import Fleet, open_fleet
+from orchestrator.load.fleet import Fleet, Worker, open_fleet
 from orchestrator.load.merge import Merge
 from orchestrator.load.tally import SharedTally, Tally
 from orchestrator.records import LevelRun, LevelSpec, Request, RequestRecord
@@ -229,6 +229,28 @@ def test_what_goes_wrong_with_a_record_is_raised_and_no_worker_goes_on(server: s
         assert children() == []
 
     with_fleet(server, body)
+
+
+def test_a_process_that_cannot_be_started_leaves_none_behind(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = Worker.start
+    started: list[Worker] = []
+
+    async def second_fails(target: bytes, shared: SharedTally) -> Worker:
+        if started:
+            raise OSError("no more processes")
+        started.append(await start(target, shared))
+        return started[0]
+
+    monkeypatch.setattr(Worker, "start", second_fails)
+
+    async def body(fleet: Fleet) -> None:
+        with pytest.raises(OSError, match="no more processes"):
+            await ran(fleet, load(spec()))
+        assert len(children()) == 1
+
+    with_fleet(server, body)
+    assert len(started) == 1
+    assert children() == []
 
 
 PARENT = """
