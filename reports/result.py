@@ -433,19 +433,27 @@ def _ledger(cell: Cell, watched: dict[int, list[Sample]], levels: Sequence[Level
     return ledger(attempt, watched[attempt.number], own, {level.level: level.kv_held_tokens for level in levels})
 
 
+def held_at(levels: Sequence[LevelResult], concurrency: int | None) -> LevelResult | None:
+    """The level that speaks for a concurrency that holds: the latest valid one that passed. Where runs are pooled, it
+    may hold though no single run of it was decided."""
+    own = [level for level in levels if level.concurrency == concurrency and level.verdict.valid]
+    passed = [level for level in own if level.verdict.verdict == "PASS"]
+    undecided = [level for level in own if level.verdict.verdict == "UNDECIDED" and level.purpose != "sentinel"]
+    return max(passed or undecided, key=_order, default=None)
+
+
 def _economy(
     cell: Cell, verdict: CellVerdict, levels: Sequence[LevelResult], watched: dict[int, list[Sample]], cost: Cost
 ) -> Economy:
     """At the point that may be signed if it was measured, else at the most that held."""
-    held = {v.concurrency: v for v in sorted(levels, key=_order) if v.verdict.valid and v.verdict.verdict == "PASS"}
-    signed = verdict.c_sign in held
-    at = held.get(verdict.c_sign or 0) if signed else held.get(verdict.c_ok or 0)
+    signed = held_at(levels, verdict.c_sign)
+    at = signed or held_at(levels, verdict.c_ok)
     seen = {s.source for samples in watched.values() for s in samples if s.source.startswith("gpu:")}
     return economy(
         at.stats if at else None,
         at.concurrency if at else None,
         at.power_w if at else None,
-        signed=signed,
+        signed=signed is not None,
         asked=cell.asked,
         cost=cost,
         cards=cards_of(cell.asked, len(seen)),

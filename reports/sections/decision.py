@@ -10,7 +10,7 @@ from orchestrator.records import AskedCell, LevelStats, Percentiles, Slo
 from reports.economy import Economy
 from reports.figures import NONE, count, latency, money, percent, significant, size, target
 from reports.figures import limit as limit_text
-from reports.result import CellResult, LevelResult, Result
+from reports.result import CellResult, LevelResult, Result, held_at
 from reports.sections.fragile import fragile
 
 NO_VALUE = "no value"
@@ -112,13 +112,11 @@ def by_workload(found: Iterable[Card]) -> dict[str, list[Card]]:
 
 
 def level_at(cell: CellResult, concurrency: int | None, *, held: bool) -> LevelResult | None:
-    """The level that speaks for a concurrency: the latest valid one that held, or that did not. Where runs are pooled,
-    a concurrency may hold of which no single run was decided."""
-    own = [level for level in cell.levels if level.concurrency == concurrency and level.verdict.valid]
-    passed = [level for level in own if level.verdict.verdict == "PASS"]
-    undecided = [level for level in own if level.verdict.verdict == "UNDECIDED" and level.purpose != "sentinel"]
-    found = (passed or undecided) if held else [level for level in own if level not in passed]
-    return max(found, key=lambda level: level.level, default=None)
+    """The level that speaks for a concurrency: the latest valid one that held (`held_at`), or that did not."""
+    if held:
+        return held_at(cell.levels, concurrency)
+    own = (level for level in cell.levels if level.concurrency == concurrency and level.verdict.valid)
+    return max((level for level in own if level.verdict.verdict != "PASS"), key=lambda level: level.level, default=None)
 
 
 def percentile_text(percentiles: Percentiles, value: float | None) -> str:

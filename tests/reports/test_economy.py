@@ -1,16 +1,19 @@
 """Cost and energy of a million tokens: by hand, and out of a run directory."""
 
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from fakes.run_directory import FakeCell, asked_cell, build_run
 
 from orchestrator.commands.show import summary
 from orchestrator.judge.search import SearchRules
 from orchestrator.records import AskedCell, Cost
+from reports import result as results
 from reports.economy import cards_of, price_per_hour
 from reports.html import write_report
-from reports.result import CellResult, result
+from reports.result import CellResult, LevelResult, result
 from reports.run import read_run
 
 COST = Cost(gpu_hour=2.5, currency="EUR")
@@ -80,6 +83,22 @@ def test_the_point_that_may_be_signed_is_taken_where_it_was_measured(tmp_path: P
     assert (found.verdict.c_ok, found.verdict.c_sign) == (4, 3)
     assert (found.economy.point, found.economy.concurrency) == ("signed", 3)
     assert found.economy.unmetered == "no card told its power"
+
+
+def test_where_only_the_runs_together_hold_their_cost_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of_journal = results._level
+
+    def alone(*given: Any) -> LevelResult:
+        level = of_journal(*given)
+        verdict = msgspec.structs.replace(level.verdict, verdict="UNDECIDED")
+        return msgspec.structs.replace(level, verdict=verdict) if level.concurrency == 4 else level
+
+    monkeypatch.setattr(results, "_level", alone)
+    _, found = cell(tmp_path, COST, power_w=250.0)
+    runs = [v for v in found.levels if v.concurrency == 4]
+    assert (found.verdict.c_ok, {v.verdict.verdict for v in runs}) == (4, {"UNDECIDED"})
+    assert (found.economy.point, found.economy.concurrency, found.economy.unpriced) == ("held", 4, "")
+    assert found.economy.energy_j_per_output_token == pytest.approx(250 / (runs[-1].stats.output_tokens_per_s or 0))
 
 
 def test_without_a_price_and_without_power_nothing_is_made_up(tmp_path: Path) -> None:
