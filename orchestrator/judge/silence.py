@@ -11,11 +11,13 @@ from orchestrator.clock import seconds
 from orchestrator.metrics import Ints
 from orchestrator.records import RequestRecord
 
+_OUR_ENDS = ("timeout", "cancelled", "dropped")
+
 
 def longest_silence_s(records: Sequence[RequestRecord]) -> float:
     """Longest time in which at least one request was in flight and no stream brought a token or an answer's end.
 
-    A request that we gave up (timeout, cancelled) ended without a sign of life.
+    A request that we gave up (timeout, cancelled) or never sent (dropped) ended without a sign of life.
     """
     signs = _signs_of_life(records)
     longest = 0
@@ -28,7 +30,7 @@ def longest_silence_s(records: Sequence[RequestRecord]) -> float:
 def _signs_of_life(records: Sequence[RequestRecord]) -> Ints:
     """Arrivals of tokens and ends of answers, in order."""
     arrived = np.fromiter(itertools.chain.from_iterable(r.token_ns for r in records), np.int64)
-    ended = [r.end_ns for r in records if r.failure is None or r.failure.kind not in ("timeout", "cancelled")]
+    ended = [r.end_ns for r in records if r.failure is None or r.failure.kind not in _OUR_ENDS]
     return np.sort(np.concatenate([arrived, np.array(ended, np.int64)]))
 
 

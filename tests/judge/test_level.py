@@ -431,6 +431,9 @@ def test_silence_is_the_longest_time_without_a_sign_of_life() -> None:
     later = answered(2, sent_s=100.0, ttft_s=2.0, gaps_s=())  # nothing in flight before: no silence
     assert longest_silence_s([talking, other, later]) == 7.5
     assert longest_silence_s([]) == 0.0
+    stuck = failed(3, "timeout", sent_s=200.0, end_s=260.0)
+    dropped = [failed(i, "dropped", sent_s=150.0 + i, end_s=150.0 + i) for i in range(55, 110)]
+    assert longest_silence_s([stuck, *dropped]) == 60.0  # what this client did not send is no word of the server
 
 
 def test_a_hang_is_a_hard_break() -> None:
