@@ -353,10 +353,11 @@ SENTINELS = 3
 
 
 def moved(before: Outcome, after: Outcome) -> bool:
-    """Whether a sentinel's median TPOT or throughput is over 3 % from that of an earlier one."""
+    """Whether a sentinel's median TPOT or throughput is over 3 % from that of an earlier one, or one of the two has
+    none (most of its requests failed)."""
+    pairs = ((before.tpot_ms, after.tpot_ms), (before.tokens_per_s, after.tokens_per_s))
     return any(
-        first and last and abs(math.log(last / first)) > DRIFT
-        for first, last in ((before.tpot_ms, after.tpot_ms), (before.tokens_per_s, after.tokens_per_s))
+        abs(math.log(last / first)) > DRIFT if first and last else bool(first) != bool(last) for first, last in pairs
     )
 
 

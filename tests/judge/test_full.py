@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from orchestrator.judge.fresh import pooled_bounds
 from orchestrator.judge.looks import deciding_look
 from orchestrator.judge.search import Measure, Outcome, SearchRules, Stop, next_step
+from orchestrator.judge.steps import moved
 from orchestrator.records import Purpose
 
 
@@ -167,6 +169,15 @@ def test_a_card_that_drifted_once_is_measured_anew() -> None:
     assert (stop.drifted, stop.confirmed_ok, stop.confirmed_bad) == (False, True, True)
     assert [step.purpose for step in steps].count("sentinel") == 5
     assert len({(step.concurrency, step.replicate) for step in steps}) == len(steps)
+
+
+def test_a_sentinel_whose_requests_failed_has_moved() -> None:
+    good = Outcome(concurrency=1, purpose="sentinel", valid=True, verdict="PASS", tpot_ms=20.0, tokens_per_s=50.0)
+    failed = msgspec.structs.replace(good, verdict="FAIL", tpot_ms=None)
+    assert moved(good, failed)
+    assert moved(failed, good)
+    one_token = msgspec.structs.replace(good, tpot_ms=None)
+    assert not moved(one_token, one_token)
 
 
 def test_a_level_with_more_failures_than_the_budget_is_not_confirmed() -> None:
