@@ -61,6 +61,15 @@ def finished_cells(events: Sequence[AnyEvent]) -> dict[str, CellFinished]:
     return {event.cell: event for event in events if isinstance(event, CellFinished)}
 
 
+def _started(events: Sequence[AnyEvent], cell: str) -> list[CellStarted]:
+    return [event for event in events if isinstance(event, CellStarted) and event.cell == cell]
+
+
+def _half_measured(events: Sequence[AnyEvent]) -> set[str]:
+    """Cells with levels that others are still to be compared with."""
+    return {event.cell for event in events if isinstance(event, LevelCommitted)} - set(finished_cells(events))
+
+
 def failed(error: StackError) -> ServerFailure:
     """A StackError as the result that it is."""
     return ServerFailure(
@@ -137,6 +146,13 @@ class Campaign:
                 f"{self.journal.files.root} was measured with another plan.",
                 "Resume it without naming a plan, or start a new run.",
             )
+        now = {cell.id: cell.fingerprint for cell in self.plan.cells()}
+        for name in sorted(_half_measured(self.journal.events)):
+            if any(e.fingerprint != now.get(name) for e in _started(self.journal.events, name)):
+                raise JournalError(
+                    f"What {name} rests on has changed since it was begun: a trace, a model file, or loadproof itself.",
+                    "Put back what it was, or start a new run.",
+                )
 
     def _open(self, resumed: bool) -> None:
         facts = host_facts()
@@ -207,8 +223,7 @@ class Campaign:
 
     async def _serve(self, cell: Cell, deadline_ns: int | None) -> str | None:
         """One server's life. Returns why the time budget cut the search, or None (search done, or the server died)."""
-        earlier = [e for e in self.journal.events if isinstance(e, CellStarted) and e.cell == cell.id]
-        attempt = len(earlier) + 1
+        attempt = len(_started(self.journal.events, cell.id)) + 1
         around = await asyncio.to_thread(self.site.neighbours, cell.deployment)
         self.journal.commit(
             CellStarted(

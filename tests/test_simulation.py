@@ -14,8 +14,10 @@ from fakes.simulated_study import CELLS, REFUSED, STUDY, simulate, study_plan
 from orchestrator.campaign import Campaign, site_of
 from orchestrator.clock import NS_PER_S
 from orchestrator.commands.display import Quiet
+from orchestrator.errors import JournalError
 from orchestrator.journal import Journal, read_events, read_records, read_samples
 from orchestrator.machine import Machine
+from orchestrator.plan import Plan
 from orchestrator.records import (
     AnyEvent,
     CellFinished,
@@ -194,19 +196,23 @@ def test_the_same_seed_gives_the_same_run(study: Path, tmp_path: Path) -> None:
             assert (study / path).read_bytes() == (again / path).read_bytes()
 
 
+class Enough(Exception):  # noqa: N818
+    """The power goes."""
+
+
+class Dies(Quiet):
+    """After four levels."""
+
+    def __init__(self) -> None:
+        self.levels = 0
+
+    def level_committed(self, *_: object) -> None:
+        self.levels += 1
+        if self.levels == 4:
+            raise Enough
+
+
 def test_an_interrupted_run_goes_on_where_its_clock_stood(tmp_path: Path, found: Result) -> None:
-    class Enough(Exception):  # noqa: N818
-        """The power goes."""
-
-    class Dies(Quiet):
-        def __init__(self) -> None:
-            self.levels = 0
-
-        def level_committed(self, *_: object) -> None:
-            self.levels += 1
-            if self.levels == 4:
-                raise Enough
-
     plan, root = study_plan(), tmp_path / "run"
     with Journal.create(root, plan.text) as journal, pytest.raises(Enough):
         asyncio.run(Campaign(plan, journal, Dies()).run())
@@ -221,6 +227,25 @@ def test_an_interrupted_run_goes_on_where_its_clock_stood(tmp_path: Path, found:
     again = result(read_run(root))
     assert [cell.outcome for cell in again.cells] == [cell.outcome for cell in found.cells]
     assert [len(cell.servers) for cell in again.cells] == [2, 1, 1, 1]
+
+
+def test_a_cell_is_not_finished_with_other_requests_than_it_was_begun_with(tmp_path: Path) -> None:
+    trace, root = tmp_path / "trace.csv", tmp_path / "run"
+    text = OPEN.replace('preset = "azure-conv-2023"', f'trace = "{trace}"').replace('method = "full"', "")
+
+    def plan_with(output_tokens: int) -> Plan:
+        rows = "".join(f"2026-01-01 00:0{n // 60}:{n % 60:02},{100 + n},{output_tokens}\n" for n in range(200))
+        trace.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + rows)
+        return study_plan(text)
+
+    plan = plan_with(20)
+    with Journal.create(root, plan.text) as journal, pytest.raises(Enough):
+        asyncio.run(Campaign(plan, journal, Dies()).run())
+    with Journal.resume(root) as journal, pytest.raises(JournalError, match="has changed since it was begun: a trace"):
+        asyncio.run(Campaign(plan_with(40), journal, Quiet()).run())
+    with Journal.resume(root) as journal:
+        assert asyncio.run(Campaign(plan_with(20), journal, Quiet()).run()) == []
+    assert [event.outcome for event in read_events(root) if isinstance(event, CellFinished)] == ["measured"]
 
 
 def test_the_site_is_where_the_plan_says() -> None:
