@@ -12,8 +12,8 @@
   the target (alpha shared by the runs that may come). A level is given up for a lower one when its pooled share falls
   under the target, or when even all the runs that may come would not prove it if they were like those so far.
 * Sentinels: the same list by one user, at the beginning, after the bracket, around the fresh runs and at the end. If
-  the median TPOT or the throughput moved by more than 3 %, the machine drifted: everything is measured once more, and if
-  it drifts again then nothing is confirmed, whatever was found. (One user, because the requests of several meet
+  the median TPOT or the throughput moved by more than 3 %, the machine drifted: everything is measured once more, and
+  if it drifts again then nothing is confirmed, whatever was found. (One user, because the requests of several meet
   differently each time: with short answers that alone moved TPOT by over 3 %.)
 """
 
