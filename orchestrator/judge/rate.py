@@ -16,7 +16,6 @@ import msgspec
 
 from orchestrator.judge.fresh import confirmed
 from orchestrator.judge.steps import (
-    SENTINELS,
     Measure,
     OpenLoop,
     OpenRules,
@@ -24,6 +23,7 @@ from orchestrator.judge.steps import (
     Script,
     SearchRules,
     Stop,
+    last_pass,
     moved,
 )
 from orchestrator.judge.swings import LEAST_FACTOR, Factor, output_cost
@@ -218,7 +218,7 @@ class _Check:
     def _sentinel(self) -> Generator[Measure, Outcome, bool | None]:
         """The sentinel once more, against each of the search's last pass: of small steps none may be a drift, though
         all of them are."""
-        known = [o for o in self._before if o.purpose == "sentinel" and o.valid][-SENTINELS:]
+        known = last_pass(self._before)
         if not known:
             return None
         outcome = yield Measure(

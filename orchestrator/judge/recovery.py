@@ -7,12 +7,13 @@ started in its place.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import msgspec
 
 from orchestrator.judge.level import HANG
-from orchestrator.judge.steps import SENTINELS, Measure, Outcome, Recovery, Script, SearchRules, Stop, searched
+from orchestrator.judge.steps import Measure, Outcome, Recovery, Script, SearchRules, Stop, searched
 
 GREW = 0.01
 """Share of its memory by which a server must have grown at the break before anything can be given back."""
@@ -42,11 +43,13 @@ def _broke(history: Sequence[Outcome]) -> int | None:
 
 
 def _sentinels(history: Sequence[Outcome], broke: int) -> tuple[Outcome | None, Outcome | None]:
-    """The first sentinel of the last pass of the search, and the one after its break."""
+    """The first sentinel of the last pass of the search, and the one after its break. A pass that ends early by a drift
+    ends with a sentinel, so the next one begins with a second in a row."""
     known = [(i, o) for i, o in enumerate(history) if o.purpose == "sentinel" and o.valid]
     if len(known) < 2 or known[-1][0] < broke:
         return None, None
-    return known[-SENTINELS:][0][1], known[-1][1]
+    begins = [o for (i, _), (j, o) in itertools.pairwise(known) if j == i + 1 < broke]
+    return (begins or [known[0][1]])[-1], known[-1][1]
 
 
 def _again(before: Outcome, history: Sequence[Outcome], place: int) -> Measure:

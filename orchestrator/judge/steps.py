@@ -348,8 +348,6 @@ SEARCHING: frozenset[Purpose] = frozenset(("ladder", "bracket", "bisect", "confi
 CHECKING: frozenset[Purpose] = frozenset(("prefill", "rate", "confirm-rate", "replay"))
 """Of the open-loop check."""
 DRIFT = math.log(1.03)
-SENTINELS = 3
-"""Of one pass of the full search, where none is INVALID."""
 
 
 def moved(before: Outcome, after: Outcome) -> bool:
@@ -359,6 +357,15 @@ def moved(before: Outcome, after: Outcome) -> bool:
     return any(
         abs(math.log(last / first)) > DRIFT if first and last else bool(first) != bool(last) for first, last in pairs
     )
+
+
+def last_pass(history: Iterable[Outcome]) -> list[Outcome]:
+    """The valid sentinels of the last pass of a full search: a pass ends with the one that moved from its first."""
+    found: list[Outcome] = []
+    for outcome in history:
+        if outcome.purpose == "sentinel" and outcome.valid:
+            found = [] if found and moved(found[0], outcome) else [*found, outcome]
+    return found
 
 
 def ending(history: Iterable[Outcome], c_ok: int | None, c_bad: int | None) -> str:

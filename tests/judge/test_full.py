@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from orchestrator.judge.fresh import pooled_bounds
 from orchestrator.judge.looks import deciding_look
 from orchestrator.judge.search import Measure, Outcome, SearchRules, Stop, next_step
-from orchestrator.judge.steps import moved
+from orchestrator.judge.steps import last_pass, moved
 from orchestrator.records import Purpose
 
 
@@ -99,7 +99,7 @@ def test_the_break_is_found_and_both_ends_are_confirmed(limit: int) -> None:
     assert 0.85 * limit - 1 <= stop.c_ok <= limit < stop.c_bad <= 1.15 * limit + 2
     assert (stop.confirmed_ok, stop.confirmed_bad, stop.drifted) == (True, True, False)
     assert purposes(steps)[-2:] == ["confirm-break", "sentinel"]
-    assert sum(step.purpose == "sentinel" for step in steps) == 3
+    assert sum(step.purpose == "sentinel" for step in steps) == 5
     assert sum(step.purpose == "confirm" and step.concurrency == stop.c_ok for step in steps) >= 3
 
 
@@ -161,14 +161,40 @@ def test_a_card_that_drifts_twice_has_no_confirmed_answer() -> None:
     assert "drifted" in stop.why
 
 
+def test_a_drift_that_is_gone_again_at_the_end_is_seen() -> None:
+    """It is slow only while the fresh runs are made: the sentinels around them know."""
+
+    before: list[Purpose] = []
+
+    def answer(step: Measure, measured: int) -> Said:
+        slow = bool(before) and before[-1] in ("bisect", "confirm")
+        if step.purpose != "sentinel":
+            before.append(step.purpose)
+        return smooth(60)(step, measured)._replace(tpot_ms=22.0 if slow else 20.0)
+
+    steps, _, stop = search(card(answer), rules())
+    assert purposes(steps)[-1] == "sentinel"
+    assert (stop.drifted, stop.confirmed_ok) == (True, False)
+
+
 def test_a_card_that_drifted_once_is_measured_anew() -> None:
     def answer(step: Measure, measured: int) -> Said:
         return smooth(60)(step, measured)._replace(tpot_ms=20.0 if measured == 0 else 22.0)
 
     steps, _, stop = search(card(answer), rules())
     assert (stop.drifted, stop.confirmed_ok, stop.confirmed_bad) == (False, True, True)
-    assert [step.purpose for step in steps].count("sentinel") == 5
+    assert [step.purpose for step in steps].count("sentinel") == 7
     assert len({(step.concurrency, step.replicate) for step in steps}) == len(steps)
+
+
+def test_the_last_pass_begins_behind_the_sentinel_that_moved() -> None:
+    def sentinel(tpot_ms: float) -> Outcome:
+        return Outcome(concurrency=1, purpose="sentinel", valid=True, verdict="PASS", tpot_ms=tpot_ms)
+
+    other = Outcome(concurrency=8, purpose="confirm", valid=True, verdict="PASS", tpot_ms=30.0)
+    history = [sentinel(20.0), other, sentinel(20.1), sentinel(22.0), sentinel(22.1), other, sentinel(22.2)]
+    assert last_pass(history) == [history[4], history[6]]
+    assert last_pass(history[:3]) == [history[0], history[2]]
 
 
 def test_a_sentinel_whose_requests_failed_has_moved() -> None:
