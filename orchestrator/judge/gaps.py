@@ -9,9 +9,11 @@ from typing import NamedTuple
 from orchestrator.judge.bounds import error_bounds
 from orchestrator.judge.cause import JudgedLevel
 from orchestrator.judge.rules import LevelRules
-from orchestrator.judge.steps import CHECKING, SEARCHING, Bracket, Measure, OpenLoop, SearchRules, Stop
+from orchestrator.judge.steps import CHECKING, SEARCHING, Bracket, Measure, OpenLoop, OpenRules, SearchRules, Stop
 from orchestrator.records import ServerFailure, Slo
 
+SWING_S = 60.0
+"""The factor F is of the offered work per so many seconds."""
 KV_HEADROOM = 0.90
 """p99 of the KV use in the replay must be below this."""
 
@@ -117,7 +119,7 @@ def open_gaps(
         yield NO_REPLAY
         return
     if check.rate_ok is not None:
-        yield from _replay_gaps(check, known=own is not None and bool(own.traffic))
+        yield from _replay_gaps(check, own or OpenRules())
     elif check.unknown:
         yield "Which rate of independent arrivals holds is not known: those measurements are INVALID."
     yield from _open_level_gaps(levels, check)
@@ -139,10 +141,16 @@ def _open_level_gaps(levels: Sequence[JudgedLevel], check: OpenLoop) -> Iterator
             yield from (f"At {rate:.3g} requests/s: {flag}" for flag in verdict.flags)
 
 
-def _replay_gaps(check: OpenLoop, *, known: bool) -> Iterator[str]:
-    if not known:
+def _replay_gaps(check: OpenLoop, own: OpenRules) -> Iterator[str]:
+    if not own.traffic:
         yield NO_TRAFFIC
-    elif check.rate_sign is None and check.unknown:
+        return
+    if own.swings is not None and own.swings.bin_s > SWING_S:
+        yield (
+            f"The swings of the expected traffic are known in steps of {own.swings.bin_s:,.0f} s only, so those from "
+            "minute to minute are not covered: name a trace of your own ([open_loop] trace)."
+        )
+    if check.rate_sign is None and check.unknown:
         yield "The replay of the expected traffic is INVALID, so its bursts are not covered."
     elif check.rate_sign is None:
         yield f"The expected traffic did not hold at any mean rate at which it was replayed ({check.replays} tried)."

@@ -12,6 +12,7 @@ from orchestrator.judge.level import judge_level
 from orchestrator.judge.margin import CellVerdict, cell_verdict, reading
 from orchestrator.judge.search import Measure, Outcome, SearchRules, Stop, next_step
 from orchestrator.judge.steps import OpenLoop, OpenRules
+from orchestrator.judge.swings import Swings
 from orchestrator.metrics import level_stats
 from orchestrator.records import (
     Criterion,
@@ -539,6 +540,15 @@ def test_traffic_of_which_nothing_is_known_is_missing() -> None:
     rules = SearchRules(method="full", open_loop=OpenRules())
     found = checked(but(rate_sign=None, replays=0, factor=1.1, in_flight_p95=None, kv_use_p99=None), rules=rules)
     assert (found.verdict, found.missing, found.c_sign) == ("PROVISIONAL", (NO_TRAFFIC,), 17)
+
+
+@pytest.mark.parametrize(("bin_s", "verdict"), [(60.0, "SIGNED"), (3600.0, "PROVISIONAL")])
+def test_swings_that_are_known_by_the_hour_only_do_not_cover_the_minutes(bin_s: float, verdict: str) -> None:
+    swings = Swings.of((900, 1500, 600, 1000), (200, 260, 150, 190), bin_s)
+    rules = SearchRules(method="full", open_loop=OpenRules(traffic="the trace", swings=swings))
+    found = checked(CHECK, rules=rules)
+    assert found.verdict == verdict
+    assert [("3,600 s only" in step) for step in found.missing] == [True] * (verdict == "PROVISIONAL")
 
 
 def test_without_any_rate_that_holds_nothing_is_signed() -> None:
