@@ -174,6 +174,11 @@ def _described(spec: dict[str, Any], stack: str) -> Iterator[str]:
     env += [f"{name}=(from your environment)" for name in spec.get("secret_env", ())]
     if env:
         yield f"  env      {' '.join(env)}"
+    yield from _resources(spec)
+
+
+def _resources(spec: dict[str, Any]) -> Iterator[str]:
+    """What of the machine it gets."""
     if spec.get("gpus"):
         yield f"  gpus     {' '.join(spec['gpus'])}"
     for key, label in (("shm_bytes", "shm"), ("memory_limit_bytes", "memory")):

@@ -122,6 +122,7 @@ def test_a_process_is_shown_with_a_port_that_is_not_chosen_yet(plan: Path, capsy
         (("run", "plan.toml", "--set", "ramp"), 2, "ramp"),
         (("run", "--resume", "nowhere"), 5, "nowhere"),
         (("run", "--resume", "."), 5, "is not a run directory"),
+        (("show", "plan.toml"), 5, "is not a run directory: it holds no journal.jsonl. Name the folder that"),
         (("demo", "--minutes", "0.1"), 2, "0.1"),
         (("run", "plan.toml", "--nonsense"), 2, "--nonsense"),
         (("rum",), 2, "rum"),
