@@ -36,7 +36,10 @@ class Economy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def cards_of(asked: AskedCell, watched: int) -> int | None:
-    """Cards of a deployment: those that it names; all that were `watched` where it says so; None if it names none."""
+    """Cards of a deployment: those that it names; all that were `watched` where it says so; None if it names none.
+    Of simulated ones as many as share the model."""
+    if asked.simulated:
+        return asked.tensor_parallel
     return watched or None if asked.gpus == ("all",) else len(asked.gpus) or None
 
 

@@ -28,6 +28,11 @@ def test_cards(gpus: tuple[str, ...], watched: int, cards: int | None) -> None:
     assert cards_of(asked(*gpus), watched) == cards
 
 
+def test_cards_that_are_not_there_have_a_price_too() -> None:
+    simulated = asked_cell("vllm", "chat", simulated=True, card="H100-SXM-80GB", tensor_parallel=2)
+    assert price_per_hour(simulated, COST, cards_of(simulated, 0)) == (5.0, "")
+
+
 def test_an_hour_costs_its_cards_or_what_the_plan_says_of_the_whole() -> None:
     assert price_per_hour(asked("0", "1"), COST, 2) == (5.0, "")
     assert price_per_hour(asked("0", "1"), Cost(gpu_hour=2.5, hour={"vllm": 3.0}), 2) == (3.0, "")
