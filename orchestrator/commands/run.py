@@ -153,6 +153,11 @@ def describe(plan: Plan) -> str:
         lines.append(f"{cell.id}  (about {duration(plan.expected_seconds(cell))})")
         shown = "\n".join(_described(_command(cell), cell.deployment.stack))
         same = first.setdefault(shown, cell.id)
+        if (needed_s := plan.fresh_run_cut_seconds(cell)) is not None:
+            lines.append(
+                f"  a fresh run of it may take {duration(needed_s)}, and a level is cut, and INVALID, after "
+                f"{duration(plan.ramp.longest_s)}: raise ramp.max_seconds, or nothing may be confirmed"
+            )
         lines.append(shown if same == cell.id or "\n" not in shown else f"  as {same}")
     lines += ["", f"Load: {load_processes(plan)}.", "Nothing was started."]
     return "\n".join(lines)
