@@ -1,6 +1,6 @@
 """The full search: its answer can be signed. Cheap looks choose a level; only pooled fresh runs say that it holds.
 
-    sentinel · bracket · sentinel · narrow · confirm · confirm the failure · sentinel
+    sentinel · bracket · sentinel · narrow · sentinel · confirm · sentinel · confirm the failure · sentinel
 
 * Bracket: from the start upwards, each step to where the use of the limits would reach 1 if it grew on as it did
   (with c to a power between 1/2 and 1; the sentinel's use is that of one user), at least by 1.5 and at most by 4, until
@@ -11,10 +11,10 @@
 * Confirm: fresh runs, pooled. From the third on, c_ok is the level once the lower bound of all of them together is over
   the target (alpha shared by the runs that may come). A level is given up for a lower one when its pooled share falls
   under the target, or when even all the runs that may come would not prove it if they were like those so far.
-* Sentinels: the same list by one user, at the beginning, after the bracket and at the end. If the median TPOT or the
-  throughput moved by more than 3 %, the machine drifted: everything is measured once more, and if it drifts again then
-  nothing is confirmed, whatever was found. (One user, because the requests of several meet differently each time: with
-  short answers that alone moved TPOT by over 3 %.)
+* Sentinels: the same list by one user, at the beginning, after the bracket, around the fresh runs and at the end. If
+  the median TPOT or the throughput moved by more than 3 %, the machine drifted: everything is measured once more, and
+  if it drifts again then nothing is confirmed, whatever was found. (One user, because the requests of several meet
+  differently each time: with short answers that alone moved TPOT by over 3 %.)
 """
 
 from __future__ import annotations
@@ -91,10 +91,16 @@ class _FullSearch:
             low = yield from self._narrow(low, high)
         found = None
         if low is not None:
+            if self._history[-1].purpose != "sentinel":
+                yield from self._sentinel()
+            if self._drifted() and not again:
+                return self._stop(None)
             found = yield from self._confirm(low.c)
+            yield from self._sentinel()
+            if self._drifted() and not again:
+                return self._stop(None)
         confirmed_ok = found is not None
-        if low is not None and found is None and not judged_afresh(self._history):
-            found = low.c
+        found = found if low is None or judged_afresh(self._history) else low.c
         confirmed_bad = yield from self._confirm_bad(found)
         yield from self._sentinel()
         if low is not None and found is None:

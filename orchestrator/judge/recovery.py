@@ -7,6 +7,7 @@ started in its place.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -42,11 +43,13 @@ def _broke(history: Sequence[Outcome]) -> int | None:
 
 
 def _sentinels(history: Sequence[Outcome], broke: int) -> tuple[Outcome | None, Outcome | None]:
-    """The first sentinel of the last pass of the search, and the one after its break."""
+    """The first sentinel of the last pass of the search, and the one after its break. A pass that ends early by a drift
+    ends with a sentinel, so the next one begins with a second in a row."""
     known = [(i, o) for i, o in enumerate(history) if o.purpose == "sentinel" and o.valid]
     if len(known) < 2 or known[-1][0] < broke:
         return None, None
-    return known[max(0, len(known) - 3)][1], known[-1][1]
+    begins = [o for (i, _), (j, o) in itertools.pairwise(known) if j == i + 1 < broke]
+    return (begins or [known[0][1]])[-1], known[-1][1]
 
 
 def _again(before: Outcome, history: Sequence[Outcome], place: int) -> Measure:

@@ -137,7 +137,7 @@ def test_the_full_search_compares_its_own_sentinels(slower: float, passes: int) 
     full = SearchRules.full(precision=0.1, start=4, maximum=64, target=0.95, error_budget=0.001)
     steps, _, stop = walk(card(24, slower=slower), msgspec.structs.replace(full, recovery=True))
     assert "recovery" not in [s.purpose for s in steps]
-    assert [s.purpose for s in steps].count("sentinel") == {1: 3, 2: 5}[passes]
+    assert [s.purpose for s in steps].count("sentinel") == {1: 5, 2: 7}[passes]
     assert stop.recovery is not None
     assert stop.recovery.concurrency == 1
     assert stop.recovery.slower == pytest.approx(slower - 1 if passes == 1 else 0.0)
