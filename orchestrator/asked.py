@@ -214,6 +214,7 @@ def _cell(plan: Plan, cell: Cell, gpus: Sequence[GpuInfo]) -> AskedCell:
         context_tokens=deployment.context_tokens,
         max_concurrency=deployment.max_concurrency,
         gpus=deployment.gpus,
+        tensor_parallel=deployment.tensor_parallel,
         card=deployment.card or "",
         simulated=deployment.launch == "simulated",
         workload_title=workload.title,

@@ -80,6 +80,14 @@ def _whole(data: bytes) -> bytes:
     return data[: data.rfind(b"\n") + 1]
 
 
+def not_a_run(path: Path) -> JournalError:
+    """A path that holds no run."""
+    return JournalError(
+        f"{path} is not a run directory: it holds no journal.jsonl.",
+        "Name the folder that loadproof run made: runs/TIME-TITLE, or what --out said.",
+    )
+
+
 def read_events(run_dir: Path) -> list[AnyEvent]:
     """All events of a run, a torn last line left out.
 
@@ -88,8 +96,8 @@ def read_events(run_dir: Path) -> list[AnyEvent]:
     path = RunFiles(run_dir).journal
     try:
         data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise JournalError(f"{run_dir} is not a run directory: it holds no journal.jsonl.") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise not_a_run(run_dir) from error
     except OSError as error:
         raise JournalError(f"{path} cannot be read: {error.strerror}.") from error
     events = []
@@ -230,7 +238,7 @@ class Journal:
         """Go on in an existing run directory; a torn last line is cut. Raises JournalError."""
         files = RunFiles(root)
         if not files.journal.exists():
-            raise JournalError(f"{root} is not a run directory: it holds no journal.jsonl.")
+            raise not_a_run(root)
         lines = Lines(files.journal)
         try:
             lines.lock()

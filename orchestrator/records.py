@@ -505,6 +505,7 @@ class AskedCell(Record, frozen=True, kw_only=True):
     context_tokens: int | None = None
     max_concurrency: int | None = None
     gpus: tuple[str, ...] = ()
+    tensor_parallel: int = 1
     card: str = ""
     """The simulated card; "" = a real machine."""
     simulated: bool = False

@@ -11,6 +11,8 @@ from orchestrator.records import AskedCell, Cost, LevelStats
 S_PER_HOUR = 3600
 J_PER_KWH = 3.6e6
 MILLION = 1e6
+NO_CARD = "no card was there"
+"""Why a simulated run has no energy: nobody will ask for it."""
 
 
 class Economy(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,7 +38,10 @@ class Economy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def cards_of(asked: AskedCell, watched: int) -> int | None:
-    """Cards of a deployment: those that it names; all that were `watched` where it says so; None if it names none."""
+    """Cards of a deployment: those that it names; all that were `watched` where it says so; None if it names none.
+    Of simulated ones as many as share the model."""
+    if asked.simulated:
+        return asked.tensor_parallel
     return watched or None if asked.gpus == ("all",) else len(asked.gpus) or None
 
 
@@ -66,7 +71,7 @@ def economy(
         return Economy(unpriced="nothing held", unmetered="nothing held")
     price, unpriced = price_per_hour(asked, cost, cards)
     output, prompt = stats.output_tokens_per_s, stats.prompt_tokens_per_s
-    unmetered = "" if power_w is not None else "no card told its power"
+    unmetered = "" if power_w is not None else NO_CARD if asked.simulated else "no card told its power"
     if not output:
         price, power_w = None, None
         unpriced = unmetered = "the server does not tell its output tokens"

@@ -41,7 +41,7 @@ _WORST: tuple[GateWord, ...] = ("REFUSED", "UNDECIDED", "PROVISIONAL", "SIGNED")
 
 def gate(found: Result, baseline: Result | None = None, under_test: Sequence[str] = ()) -> Gate:
     """The word of a run. Raises JournalError where the baseline is not comparable."""
-    cells = tuple(GateCell(cell=cell.asked.cell, word=word(cell), why=in_short(cell)) for cell in found.cells)
+    cells = tuple(GateCell(cell=cell.asked.cell, word=word(cell), why=_why(cell)) for cell in found.cells)
     regressions: tuple[str, ...] = ()
     unmatched: tuple[str, ...] = ()
     if baseline is not None:
@@ -64,6 +64,12 @@ def word(cell: CellResult) -> GateWord:
         return cell.verdict.verdict
     shown = cell.verdict.c_ok is not None or cell.incidents or broke_at(cell) is not None or _unstable(cell)
     return "REFUSED" if shown else "UNDECIDED"
+
+
+def _why(cell: CellResult) -> str:
+    """What it holds; and why it is refused, where what it holds does not say it: a demand that is not met, say."""
+    short, sentence = in_short(cell), cell.verdict.sentence
+    return f"{short} {sentence}" if cell.verdict.verdict == "REFUSED" and cell.verdict.c_ok is not None else short
 
 
 def _unstable(cell: CellResult) -> bool:

@@ -178,6 +178,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     slo: Slo
     cost: Cost = Cost()
     budget_minutes: float | None
+    demand: Demand = Demand()
+    """What the launch needs."""
     host: dict[str, str | float | None]
     plan_sha256: str
     overrides: tuple[str, ...]
@@ -533,6 +535,7 @@ def result(run: Run) -> Result:
         slo=run.asked.slo,
         cost=run.asked.cost,
         budget_minutes=run.asked.budget_minutes,
+        demand=run.asked.demand,
         host=dict(sorted(opened.host.items())),
         plan_sha256=opened.plan_sha256,
         overrides=opened.overrides,

@@ -46,19 +46,21 @@ def check(
     one is PROVISIONAL or UNDECIDED, or when all are well but simulated; 5 when the baseline is not comparable.
     """
     found = gate(result(read_run(run)), None if baseline is None else result(read_run(baseline)), under_test)
-    click.echo(msgspec.json.encode(found).decode() if as_json else told(found))
+    click.echo(msgspec.json.encode(found).decode() if as_json else told(found, allow_simulated=allow_simulated))
     code = 0 if allow_provisional and found.word == "PROVISIONAL" else EXIT_CODES[found.word]
     ctx.exit(EXIT_SIMULATED if code == 0 and found.simulated and not allow_simulated else code)
 
 
-def told(found: Gate) -> str:
+def told(found: Gate, *, allow_simulated: bool = False) -> str:
     """The gate's answer for people."""
-    lines = [f"{cell.word:<12} {clean(cell.cell, 200)}: {clean(cell.why, 200)}" for cell in found.cells]
+    lines = [f"{cell.word:<12} {clean(cell.cell, 200)}: {clean(cell.why, 400)}" for cell in found.cells]
     lines += [f"{'WORSE':<12} {clean(text, 400)}" for text in found.regressions]
     lines += [
         f"{'UNDECIDED':<12} {clean(name, 200)}: in the baseline, and not measured here." for name in found.unmatched
     ]
     if found.simulated:
         lines = [SENTENCE, "", *lines]
-    of_what = " of a simulation, which lets nothing pass without --allow-simulated" if found.simulated else ""
+    of_what = " of a simulation" if found.simulated else ""
+    if found.simulated and not allow_simulated and EXIT_CODES[found.word] != EXIT_CODES["REFUSED"]:
+        of_what += ", which lets nothing pass without --allow-simulated"
     return "\n".join([*lines, "", f"The gate says {found.word}{of_what}."])

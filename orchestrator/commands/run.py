@@ -142,12 +142,23 @@ def load_processes(plan: Plan) -> str:
 
 
 def describe(plan: Plan) -> str:
-    """The dry run for people."""
+    """The dry run for people: what a deployment starts is shown once, and named by its other cells."""
     cells = plan.cells()
-    lines = [f"{plan.title}: {len(cells)} cells, about {duration(plan.expected_total_seconds())}", ""]
+    length = duration(plan.expected_total_seconds())
+    simulated = all(cell.deployment.launch == "simulated" for cell in cells)
+    whole = f"which real cards would take about {length} for" if simulated else f"about {length}"
+    lines = [f"{plan.title}: {len(cells)} cells, {whole}", ""]
+    first: dict[str, str] = {}
     for cell in cells:
         lines.append(f"{cell.id}  (about {duration(plan.expected_seconds(cell))})")
-        lines += _described(_command(cell), cell.deployment.stack)
+        shown = "\n".join(_described(_command(cell), cell.deployment.stack))
+        same = first.setdefault(shown, cell.id)
+        if (needed_s := plan.fresh_run_cut_seconds(cell)) is not None:
+            lines.append(
+                f"  a fresh run of it may take {duration(needed_s)}, and a level is cut, and INVALID, after "
+                f"{duration(plan.ramp.longest_s)}: raise ramp.max_seconds, or nothing may be confirmed"
+            )
+        lines.append(shown if same == cell.id or "\n" not in shown else f"  as {same}")
     lines += ["", f"Load: {load_processes(plan)}.", "Nothing was started."]
     return "\n".join(lines)
 
@@ -157,7 +168,7 @@ def _described(spec: dict[str, Any], stack: str) -> Iterator[str]:
         yield f"  measures {spec['url']}, which is not ours: never started, never stopped"
         return
     if "simulated" in spec:
-        yield f"  simulates {stack} on {spec['simulated']}, which is not there; times are its own"
+        yield f"  simulates {stack} on {spec['simulated']}, which is not there; its times are virtual"
         return
     if spec.get("image"):
         yield f"  image    {spec['image']}"
@@ -168,9 +179,18 @@ def _described(spec: dict[str, Any], stack: str) -> Iterator[str]:
     env += [f"{name}=(from your environment)" for name in spec.get("secret_env", ())]
     if env:
         yield f"  env      {' '.join(env)}"
-    for key, label in (("gpus", "gpus"), ("shm_bytes", "shm"), ("memory_limit_bytes", "memory"), ("mounts", "mounts")):
+    yield from _resources(spec)
+
+
+def _resources(spec: dict[str, Any]) -> Iterator[str]:
+    """What of the machine it gets."""
+    if spec.get("gpus"):
+        yield f"  gpus     {' '.join(spec['gpus'])}"
+    for key, label in (("shm_bytes", "shm"), ("memory_limit_bytes", "memory")):
         if spec.get(key):
-            yield f"  {label:<8} {spec[key]}"
+            yield f"  {label:<8} {spec[key] / 2**30:.3g} GiB"
+    for host, container, read_only in spec.get("mounts", ()):
+        yield f"  mount    {host}:{container}{':ro' if read_only else ''}"
 
 
 # --- the run ----------------------------------------------------------------------------------------------------

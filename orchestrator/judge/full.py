@@ -26,7 +26,19 @@ from typing import NamedTuple
 
 from orchestrator.judge.fresh import confirmed
 from orchestrator.judge.looks import look_sizes
-from orchestrator.judge.steps import Measure, Outcome, Script, SearchRules, Step, Stop, bracket, ending, moved, searched
+from orchestrator.judge.steps import (
+    Measure,
+    Outcome,
+    Script,
+    SearchRules,
+    Step,
+    Stop,
+    bracket,
+    ending,
+    judged_afresh,
+    moved,
+    searched,
+)
 from orchestrator.records import Purpose
 
 STEPS_DOWN = 5
@@ -87,12 +99,14 @@ class _FullSearch:
             yield from self._sentinel()
             if self._drifted() and not again:
                 return self._stop(None)
+        confirmed_ok = found is not None
+        found = found if low is None or judged_afresh(self._history) else low.c
         confirmed_bad = yield from self._confirm_bad(found)
         yield from self._sentinel()
         if low is not None and found is None:
             why = f"No level was confirmed: {low.c} held at first, but not in fresh runs."
             return self._stop(None, why=why)
-        return self._stop(found, confirmed_bad=confirmed_bad)
+        return self._stop(found, confirmed_ok=confirmed_ok, confirmed_bad=confirmed_bad)
 
     # --- asking -------------------------------------------------------------------------------------------------
 
@@ -264,7 +278,9 @@ class _FullSearch:
         """The levels above c_ok that failed by their bounds, or hard."""
         return sorted({o.concurrency for o in self._searched() if o.fails and o.concurrency > (c_ok or 0)})
 
-    def _stop(self, c_ok: int | None, *, confirmed_bad: bool = False, why: str = "") -> Stop:
+    def _stop(
+        self, c_ok: int | None, *, confirmed_ok: bool = False, confirmed_bad: bool = False, why: str = ""
+    ) -> Stop:
         history = self._searched()
         proven = [o.concurrency for o in history if o.purpose == "confirm-break" and o.fails]
         surely = proven[-1:] if confirmed_bad else self._surely_bad(c_ok)
@@ -276,7 +292,7 @@ class _FullSearch:
         return Stop(
             c_ok=c_ok,
             c_bad=c_bad,
-            confirmed_ok=c_ok is not None and not drifted,
+            confirmed_ok=confirmed_ok and not drifted,
             confirmed_bad=confirmed_bad and not drifted,
             monotone=bracket(itertools.filterfalse(lambda o: o.verdict == "UNDECIDED", history)).monotone,
             why=why or ending(history, c_ok, c_bad),

@@ -72,10 +72,16 @@ def level_gaps(levels: Sequence[JudgedLevel], found: Bracket, slo: Slo) -> Itera
         if verdict.hard_break and not run.spec.is_open and run.spec.concurrency <= (found.c_ok or 0):
             yield f"The server broke at {run.spec.concurrency} users: {verdict.hard_break}."
     levels = [level for level in levels if level[0].spec.purpose in SEARCHING]
-    measured = {run.spec.concurrency for run, _, verdict in levels if verdict.valid}
+    judged = [(run.spec.concurrency, run.spec.purpose) for run, _, verdict in levels if verdict.valid]
+    measured = {c for c, _ in judged}
+    told: set[int] = set()
     for run, _, verdict in levels:
-        if run.spec.concurrency not in measured:
-            yield f"The level at {run.spec.concurrency} is INVALID. {' '.join(verdict.invalid)}"
+        c, fresh = run.spec.concurrency, run.spec.purpose == "confirm"
+        if c in told or verdict.valid:
+            continue
+        if c not in measured or (fresh and c == found.c_ok and (c, "confirm") not in judged):
+            told.add(c)
+            yield f"{'A fresh run' if c in measured else 'The level'} at {c} is INVALID. {' '.join(verdict.invalid)}"
     used = [level for level in levels if level[2].valid and level[0].spec.concurrency in (found.c_ok, found.c_bad)]
     for run, _, verdict in used:
         yield from (f"At {run.spec.concurrency} users: {flag}" for flag in verdict.flags)

@@ -27,6 +27,7 @@ from orchestrator.judge.steps import (
     Stop,
     bracket,
     ending,
+    judged_afresh,
     searched,
 )
 from orchestrator.records import Purpose
@@ -142,6 +143,7 @@ class _Search:
         found, confirmed_ok = low, False
         if low is not None and self._rules.confirm:
             found, confirmed_ok = yield from self._confirm(low)
+            found = found if found is not None or judged_afresh(self._history) else low
         if low is not None and found is None:
             return self._stop(None, why=f"No level was confirmed: {low} held at first, but not in fresh runs.")
         confirmed_bad = False

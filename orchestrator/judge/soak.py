@@ -234,7 +234,9 @@ def _word(found: Soak) -> str:
     words = [t.verdict for t in (found.ttft_rise, found.tpot_rise, found.leak_bytes_per_hour) if t is not None]
     if "FAIL" in words:
         return "; that is no steady state"
-    return "; steady" if words and set(words) == {"PASS"} else ""
+    if not words:
+        return ""
+    return "; steady" if set(words) == {"PASS"} else "; whether it is steady was not decided"
 
 
 def soak_gaps(found: Soak | None, stop: Stop | None, *, asked: bool) -> Iterator[str]:

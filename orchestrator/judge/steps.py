@@ -344,6 +344,11 @@ def searched(outcome: Outcome) -> bool:
     return outcome.purpose in SEARCHING
 
 
+def judged_afresh(history: Iterable[Outcome]) -> bool:
+    """Whether any fresh run that was to confirm a level says something of the card: an INVALID one does not."""
+    return any(outcome.valid for outcome in history if outcome.purpose == "confirm")
+
+
 SEARCHING: frozenset[Purpose] = frozenset(("ladder", "bracket", "bisect", "confirm", "confirm-break", "load"))
 CHECKING: frozenset[Purpose] = frozenset(("prefill", "rate", "confirm-rate", "replay"))
 """Of the open-loop check."""

@@ -36,7 +36,8 @@ def read_frontier(document: Mapping[str, Any], findings: Findings) -> Frontier |
         findings.add(_LENGTHS, "names a length twice.")
     if not 2 <= len(lengths) <= MOST_LENGTHS:
         remedy = "For one length write a [[workload]]." if len(lengths) < 2 else "Fewer points draw the same curve."
-        findings.add(_LENGTHS, f"names {len(lengths)} lengths, allowed are 2 to {MOST_LENGTHS}.", remedy)
+        named = "1 length" if len(lengths) == 1 else f"{len(lengths)} lengths"
+        findings.add(_LENGTHS, f"names {named}, allowed are 2 to {MOST_LENGTHS}.", remedy)
     if len(findings.problems) > before:
         return None
     return msgspec.structs.replace(frontier, prompt_tokens=tuple(sorted(lengths)))

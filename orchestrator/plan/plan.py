@@ -26,6 +26,8 @@ _FILE_START_SECONDS, _FILE_BYTES_PER_SECOND = 3.0, 200e6
 _RATES = 6
 """Usual number of levels at a rate: three on the way and three fresh runs; for the estimate only."""
 _FULL_REQUESTS, _FULL_CONFIRMATIONS = 800, 6
+_FRESH_REQUESTS = 1600
+"""Of a fresh run that confirms, in the full method."""
 """Usual size of a level of the full method, and its usual number of fresh runs at both ends; for the estimate only."""
 
 
@@ -164,6 +166,15 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         """Rough time of the whole run: that of its cells, and the budget where that is less."""
         cells = sum(map(self.expected_seconds, self.cells()))
         return cells if self.budget.minutes is None else min(cells, 60 * self.budget.minutes)
+
+    def fresh_run_cut_seconds(self, cell: Cell) -> float | None:
+        """Rough time of a fresh run of the full method half way up the ladder, if `ramp.max_seconds` would cut it: it
+        would be INVALID then, and nothing could be confirmed. None if there is time enough, or no fresh run."""
+        if self.ramp.method != "full" or not self.is_searched(cell.workload):
+            return None
+        users = self._middle()
+        needed_s = max(_FRESH_REQUESTS, 10 * users) / users * 0.6 * self._allowed_seconds(cell)
+        return needed_s if needed_s > self.ramp.longest_s else None
 
     def _allowed_seconds(self, cell: Cell) -> float:
         """Longest time that the SLO leaves to a request of mean length (its defaults where a limit is not set)."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from orchestrator.records import AskedCell, LevelStats, Percentiles, Slo
-from reports.economy import Economy
+from reports.economy import NO_CARD, Economy
 from reports.figures import NONE, count, latency, money, percent, significant, size, target
 from reports.figures import limit as limit_text
 from reports.result import CellResult, LevelResult, Result, held_at
@@ -297,7 +297,8 @@ def cost_text(found: Economy) -> str:
 def energy_text(found: Economy) -> str:
     """Of a million output tokens; "" where neither a card told its power nor a price makes one ask for it."""
     if found.unmetered:
-        return "not measured" if found.cost_per_million_output_tokens is not None else ""
+        asked = found.cost_per_million_output_tokens is not None and found.unmetered != NO_CARD
+        return "not measured" if asked else ""
     return f"{significant(found.kwh_per_million_output_tokens)} kWh"
 
 

@@ -67,3 +67,19 @@ def test_a_client_that_cannot_be_is_refused(capsys: pytest.CaptureFixture[str], 
     code, out = dry(capsys, tmp_path, client=f"[client]\n{client}")
     assert code == 2
     assert f"client.{client.split()[0]}" in out
+
+
+@pytest.mark.parametrize(
+    ("ramp", "warned"),
+    [
+        ('method = "full"\nmax_seconds = 60', True),
+        ('method = "full"', False),
+        ("max_seconds = 60", False),
+    ],
+)
+def test_a_plan_that_would_cut_every_fresh_run_says_so(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, ramp: str, warned: bool
+) -> None:
+    code, out = dry(capsys, tmp_path, most=f"64\n{ramp}")
+    assert code == 0, out
+    assert ("INVALID, after 1:00: raise ramp.max_seconds" in out) is warned, out

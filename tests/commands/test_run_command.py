@@ -76,6 +76,21 @@ def test_a_dry_run_shows_what_would_be_started_and_starts_nothing(
     assert list(plan.parent.iterdir()) == [plan]
 
 
+def test_a_dry_run_shows_a_command_once_and_sizes_with_their_units(
+    plan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = '[[workload]]\nname = "again"\nprompt_tokens = 8\noutput_tokens = 4\n'
+    plan.write_text(plan.read_text(encoding="utf-8") + text, encoding="utf-8")
+    code, out, _ = loadproof(capsys, "run", plan, "--dry-run")
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[0].startswith("two stacks: 6 cells, about ")
+    assert sum(line.startswith("  image ") for line in lines) == 2
+    assert lines[lines.index(next(line for line in lines if line.startswith("a--again"))) + 1] == "  as a--chat"
+    assert any(line.startswith("  shm ") and line.endswith(" GiB") for line in lines)
+    assert not any("(" in line for line in lines if line.startswith(("  gpus ", "  mount ")))
+
+
 def test_a_dry_run_for_programs(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = loadproof(capsys, "run", plan, "--dry-run", "--json", "--set", "ramp.max=32")
     told = json.loads(out)
@@ -107,6 +122,7 @@ def test_a_process_is_shown_with_a_port_that_is_not_chosen_yet(plan: Path, capsy
         (("run", "plan.toml", "--set", "ramp"), 2, "ramp"),
         (("run", "--resume", "nowhere"), 5, "nowhere"),
         (("run", "--resume", "."), 5, "is not a run directory"),
+        (("show", "plan.toml"), 5, "is not a run directory: it holds no journal.jsonl. Name the folder that"),
         (("demo", "--minutes", "0.1"), 2, "0.1"),
         (("run", "plan.toml", "--nonsense"), 2, "--nonsense"),
         (("rum",), 2, "rum"),

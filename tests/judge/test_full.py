@@ -149,6 +149,20 @@ def test_an_invalid_client_is_no_break() -> None:
     assert "INVALID" in stop.why
 
 
+def test_fresh_runs_that_are_all_invalid_take_nothing_from_the_card() -> None:
+    """A time limit that cuts every long run, say: what held is unconfirmed, and no failure."""
+
+    def answer(step: Measure, measured: int) -> Said:
+        return smooth(60)(step, measured)._replace(valid=step.purpose != "confirm")
+
+    steps, history, stop = search(card(answer), rules())
+    assert sum(step.purpose == "confirm" for step in steps) == 12
+    assert stop.c_ok == max(o.concurrency for o in history if o.valid and o.purpose == "bisect" and o.share >= 0.97)
+    assert (stop.confirmed_ok, stop.confirmed_bad) == (False, True)
+    assert stop.c_bad is not None
+    assert stop.c_ok < stop.c_bad
+
+
 def test_a_card_that_drifts_twice_has_no_confirmed_answer() -> None:
     """It slows down all the time; the second ladder drifts as the first did."""
 

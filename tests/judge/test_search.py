@@ -70,6 +70,15 @@ def test_a_whole_search() -> None:
     )
 
 
+def test_fresh_runs_that_are_all_invalid_take_nothing_from_the_card() -> None:
+    def measure(step: Measure) -> Outcome:
+        return outcome(step, "PASS" if step.concurrency < 24 else "FAIL", valid=step.purpose != "confirm")
+
+    steps, _, stop = search(measure, SearchRules())
+    assert sum(step.purpose == "confirm" for step in steps) == 2 * (1 + STEPS_DOWN)
+    assert (stop.c_ok, stop.c_bad, stop.confirmed_ok, stop.confirmed_bad) == (22, 24, False, True)
+
+
 def test_the_first_level_fails() -> None:
     steps, _, stop = search(breaks_at(1), SearchRules())
     assert shown(steps) == [("bracket", 1), ("confirm-break", 1)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 
+import msgspec
 import pytest
 from fakes.levels import answered, closed_loop, failed, ns, run_of
 from hypothesis import given, settings
@@ -50,6 +51,10 @@ def test_a_server_that_stays_as_it_is() -> None:
     assert soak_sentence(found).endswith("memory +0.0 MiB/h (+0.0 to +0.0); steady.")
     stop = Stop(c_ok=5, c_bad=6, confirmed_ok=True, confirmed_bad=True, monotone=True, why="", soaked="PASS")
     assert list(soak_gaps(found, stop, asked=True)) == []
+    assert found.tpot_rise is not None
+    unsure = msgspec.structs.replace(found, tpot_rise=msgspec.structs.replace(found.tpot_rise, lower=0.05, upper=0.2))
+    assert soak_sentence(unsure).endswith("; whether it is steady was not decided.")
+    assert list(soak_gaps(unsure, stop, asked=True)) == []
 
 
 def test_a_tail_that_gets_slower_is_a_trend_of_the_size_that_it_has() -> None:

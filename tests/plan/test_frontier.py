@@ -62,6 +62,7 @@ def test_it_may_stand_alone_and_has_its_own_name_output_and_precision() -> None:
     [
         ("prompt_tokens = [256]", "frontier.prompt_tokens", "For one length write a [[workload]]."),
         ("prompt_tokens = []", "frontier.prompt_tokens", "names 0 lengths, allowed are 2 to 32."),
+        ("prompt_tokens = [256]", "frontier.prompt_tokens", "names 1 length, allowed are 2 to 32."),
         (f"prompt_tokens = {list(range(1, 34))}", "frontier.prompt_tokens", "names 33 lengths"),
         ("prompt_tokens = [256, 0]", "frontier.prompt_tokens", "found 0, allowed is 1 to 10,000,000."),
         ("prompt_tokens = [256, -1]", "frontier.prompt_tokens", "found -1"),

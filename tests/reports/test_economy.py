@@ -15,6 +15,7 @@ from reports.economy import cards_of, price_per_hour
 from reports.html import write_report
 from reports.result import CellResult, LevelResult, result
 from reports.run import read_run
+from reports.sections.decision import cost_text, energy_text
 
 COST = Cost(gpu_hour=2.5, currency="EUR")
 
@@ -29,6 +30,22 @@ def asked(*gpus: str) -> AskedCell:
 )
 def test_cards(gpus: tuple[str, ...], watched: int, cards: int | None) -> None:
     assert cards_of(asked(*gpus), watched) == cards
+
+
+def test_cards_that_are_not_there_have_a_price_too() -> None:
+    simulated = asked_cell("vllm", "chat", simulated=True, card="H100-SXM-80GB", tensor_parallel=2)
+    assert price_per_hour(simulated, COST, cards_of(simulated, 0)) == (5.0, "")
+
+
+def test_a_card_that_is_not_there_has_a_cost_and_no_energy(tmp_path: Path) -> None:
+    fake = FakeCell(
+        asked_cell("vllm", "chat", simulated=True, card="H100-SXM-80GB"),
+        rules=SearchRules(levels=(3, 4)),
+        ttft_ms=lambda c: 50.0,
+    )
+    found = result(read_run(build_run(tmp_path / "run", [fake], cost=COST))).cells[0].economy
+    assert cost_text(found).endswith(" EUR")
+    assert energy_text(found) == ""
 
 
 def test_an_hour_costs_its_cards_or_what_the_plan_says_of_the_whole() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from fakes.simulated_study import simulate
 
@@ -105,7 +106,24 @@ def test_show_and_check_say_simulated(study: Path, found: Result) -> None:
     answer = gate(found)
     assert answer.simulated
     assert told(answer).startswith("SIMULATED")
-    assert "lets nothing pass without --allow-simulated" in told(answer)
+    provisional = msgspec.structs.replace(answer, word="PROVISIONAL")
+    assert "lets nothing pass without --allow-simulated" in told(provisional)
+    assert told(provisional, allow_simulated=True).endswith("The gate says PROVISIONAL of a simulation.")
+    refused = msgspec.structs.replace(answer, word="REFUSED")
+    assert told(refused).endswith("The gate says REFUSED of a simulation.")
+
+
+def test_the_gate_says_why_what_holds_is_refused(found: Result) -> None:
+    """A demand that is not met: that it holds so many users does not say it."""
+    holding = next(cell for cell in found.cells if cell.verdict.c_ok is not None)
+    why = "The launch needs 5000 users at once, and 3 may be signed."
+    verdict = msgspec.structs.replace(holding.verdict, verdict="REFUSED", sentence=why)
+    refused = msgspec.structs.replace(found, cells=(msgspec.structs.replace(holding, verdict=verdict),))
+    (cell,) = gate(refused).cells
+    assert cell.word == "REFUSED"
+    assert cell.why.startswith("Holds ")
+    assert cell.why.endswith(f" {why}")
+    assert cell.why in told(gate(refused))
 
 
 def test_vllm_against_tgi(found: Result, tmp_path: Path) -> None:
