@@ -7,7 +7,8 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,12 +29,12 @@ from orchestrator.commands.load_level import (
     wire_of,
 )
 from orchestrator.commands.loop import run_loop
-from orchestrator.errors import HostError
+from orchestrator.errors import HostError, StackError
 from orchestrator.host import raise_file_limit
 from orchestrator.load.engine import MOST_IN_FLIGHT, Load, Target, open_engine
 from orchestrator.load.proxies import proxy_for, without_password
 from orchestrator.load.transport import RequestLimits
-from orchestrator.records import LevelRun, RequestRecord, Slo
+from orchestrator.records import Failure, LevelRun, RequestRecord, Slo
 from workloads.text import PromptMaker
 
 _LIVE_S = 0.5
@@ -118,6 +119,20 @@ def load(slo: Slo, records: Path | None, as_json: bool, arrivals: str | None, **
         screen(loaded.run, loaded.records, slo)
     if loaded.run.cut == _INTERRUPTED:
         raise click.exceptions.Exit(130)
+    if failures := [r.failure for r in loaded.records if r.failure is not None]:
+        _refuse_if_all_failed(failures, len(loaded.records))
+
+
+def _refuse_if_all_failed(failures: Sequence[Failure], requests: int) -> None:
+    """What a script must not take for a measurement."""
+    if len(failures) < requests:
+        return
+    (kind, detail), number = Counter((f.kind, f.detail) for f in failures).most_common(1)[0]
+    raise StackError(
+        f"None of the {requests} requests was answered; {number} failed like this: {kind} ({detail or 'no detail'}).",
+        "Check the URL, --api and --model.",
+        failure_class=kind,
+    )
 
 
 # --- the load ---------------------------------------------------------------------------------------------------

@@ -150,9 +150,10 @@ def test_the_same_seed_asks_the_same(
 
 
 def test_failures_are_told_by_class(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = told(capsys, "http://127.0.0.1:9", *LOAD, "--requests", "3", "--json")
+    code, out, err = told(capsys, "http://127.0.0.1:9", *LOAD, "--requests", "3", "--json")
     found = json.loads(out)
-    assert (code, found["requests"], found["failures"]) == (0, 3, {"refused": 3})
+    assert (code, found["requests"], found["failures"]) == (4, 3, {"refused": 3})
+    assert "None of the 3 requests was answered; 3 failed like this: refused (127.0.0.1:9 refused" in err
     assert found["ttft_ms"]["p50"] is None
     _, out, _ = told(capsys, "http://127.0.0.1:9", *LOAD, "--requests", "3")
     assert "First failure: refused: 127.0.0.1:9 refused the connection" in out
