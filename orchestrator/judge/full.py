@@ -215,12 +215,17 @@ class _FullSearch:
     # --- proving ------------------------------------------------------------------------------------------------
 
     def _confirm(self, c: int) -> Generator[Measure, Outcome, int | None]:
-        """The highest level that fresh runs confirm, from `c` downwards; None = none was."""
+        """The highest level that fresh runs confirm, from `c` downwards; None = none was.
+
+        Given up once two levels could not be measured validly: a lower one would not change that.
+        """
+        unknown = 0
         for _ in range(1 + STEPS_DOWN):
             if (yield from self._confirmed(c)):
                 return c
+            unknown += not self._history[-1].valid
             c = min(c - 1, int(self._rules.step_down * c))
-            if c < 1:
+            if c < 1 or unknown == 2:
                 break
         return None
 

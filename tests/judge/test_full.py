@@ -163,6 +163,15 @@ def test_fresh_runs_that_are_all_invalid_take_nothing_from_the_card() -> None:
     assert stop.c_ok < stop.c_bad
 
 
+def test_fresh_runs_that_cannot_be_measured_are_not_tried_for_ever() -> None:
+    def answer(step: Measure, measured: int) -> Said:
+        return smooth(60)(step, measured)._replace(valid=step.purpose != "confirm")
+
+    steps, _, stop = search(card(answer), rules())
+    assert [step.purpose for step in steps].count("confirm") == 4, "two levels, each measured once more"
+    assert not stop.confirmed_ok
+
+
 def test_a_card_that_drifts_twice_has_no_confirmed_answer() -> None:
     """It slows down all the time; the second ladder drifts as the first did."""
 
