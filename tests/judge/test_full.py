@@ -156,20 +156,11 @@ def test_fresh_runs_that_are_all_invalid_take_nothing_from_the_card() -> None:
         return smooth(60)(step, measured)._replace(valid=step.purpose != "confirm")
 
     steps, history, stop = search(card(answer), rules())
-    assert sum(step.purpose == "confirm" for step in steps) == 12
+    assert sum(step.purpose == "confirm" for step in steps) == 4, "two levels, each measured once more"
     assert stop.c_ok == max(o.concurrency for o in history if o.valid and o.purpose == "bisect" and o.share >= 0.97)
     assert (stop.confirmed_ok, stop.confirmed_bad) == (False, True)
     assert stop.c_bad is not None
     assert stop.c_ok < stop.c_bad
-
-
-def test_fresh_runs_that_cannot_be_measured_are_not_tried_for_ever() -> None:
-    def answer(step: Measure, measured: int) -> Said:
-        return smooth(60)(step, measured)._replace(valid=step.purpose != "confirm")
-
-    steps, _, stop = search(card(answer), rules())
-    assert [step.purpose for step in steps].count("confirm") == 4, "two levels, each measured once more"
-    assert not stop.confirmed_ok
 
 
 def test_a_card_that_drifts_twice_has_no_confirmed_answer() -> None:
