@@ -48,7 +48,7 @@ min_seconds = 0
 max_seconds = 60
 ramp_seconds = 0.1
 warmup_generations = 1
-filler_seconds = 1
+filler_seconds = 3
 deadline_seconds = 1
 """
 
