@@ -6,7 +6,7 @@ The prediction stands in the journal since before the start; it is never overwri
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Literal
 
 import msgspec
@@ -88,12 +88,15 @@ def reconcile(
         )
     lesson = lessons.get(predicted.key, Lesson())
     lines = [_item_line(item, server, lesson) for item in predicted.items if item.name != "margin"]
+    lines += _told_lines(server, beside={item.name for item in predicted.items})
     if predicted.total is not None:
         lines.append(_total_line(predicted.total, ledger, lesson))
     elif ledger.peak_bytes is not None:
         lines.append(Line(name="total", unit="bytes", measured=ledger.peak_bytes, source=ledger.source))
     if predicted.kv_tokens is not None:
         lines.append(_tokens_line(predicted, server, lesson))
+    else:
+        lines += _told_tokens(server)
     return Reconciliation(
         key=predicted.key,
         basis=predicted.basis,
@@ -166,13 +169,22 @@ def _tokens_line(predicted: Predicted, server: ServerRecord | None, lesson: Less
     return _line("KV tokens", "tokens", (predicted.kv_tokens, low, high), fact(server, "kv_tokens"), LOG, delta)
 
 
+def _told_lines(server: ServerRecord | None, *, beside: Collection[str] = ()) -> Iterator[Line]:
+    """What the log tells of items that have no prediction."""
+    for name, facts in _ITEM_FACTS.items():
+        if name not in beside and (value := fact(server, *facts)) is not None:
+            yield Line(name=name, unit="bytes", measured=value, source=LOG)
+
+
 def _measured_lines(server: ServerRecord | None, ledger: Ledger) -> Iterator[Line]:
     """What was measured where nothing was predicted."""
-    for name, facts in _ITEM_FACTS.items():
-        if (value := fact(server, *facts)) is not None:
-            yield Line(name=name, unit="bytes", measured=value, source=LOG)
+    yield from _told_lines(server)
     if ledger.peak_bytes is not None:
         yield Line(name="total", unit="bytes", measured=ledger.peak_bytes, source=ledger.source)
+    yield from _told_tokens(server)
+
+
+def _told_tokens(server: ServerRecord | None) -> Iterator[Line]:
     if (tokens := fact(server, "kv_tokens")) is not None:
         yield Line(name="KV tokens", unit="tokens", measured=tokens, source=LOG)
 
