@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from orchestrator.asked import level_seed
@@ -14,16 +13,16 @@ from orchestrator.clock import NS_PER_S, now_ns
 from orchestrator.journal import Lines
 from orchestrator.launch.environment import secret_values
 from orchestrator.launch.external import bearer
-from orchestrator.launch.server import Owner, Server, open_server
+from orchestrator.launch.server import Server, open_server
 from orchestrator.level import Asked, Load, Played, Users
-from orchestrator.life import Life, attending, target_of
+from orchestrator.life import attending, target_of
 from orchestrator.load.engine import Engine, Target, open_engine
 from orchestrator.load.engine import Load as LevelLoad
 from orchestrator.load.wire import RequestLimits
 from orchestrator.plan import Cell, Plan
 from orchestrator.progress import Progress
-from orchestrator.records import Neighbour, Request, RequestRecord, Sample, ServerFailure, ServerRecord
-from orchestrator.watch.gpu import GpuInfo, list_gpus
+from orchestrator.records import Neighbour, Request, RequestRecord, Sample, ServerFailure
+from orchestrator.watch.gpu import list_gpus
 from orchestrator.watch.neighbours import neighbours
 from orchestrator.watch.watch import watching
 from stacks.base import Deployment, Stack
@@ -37,38 +36,13 @@ _CALIBRATION_TOKENS = (64, 256)
 class Machine:
     """The site of every run whose servers are there."""
 
-    def now_ns(self) -> int:
-        return now_ns()
-
-    def gpus(self) -> Sequence[GpuInfo]:
-        return list_gpus()
+    now_ns = staticmethod(now_ns)
+    gpus = staticmethod(list_gpus)
+    attending = staticmethod(attending)
+    open_server = staticmethod(open_server)
 
     def neighbours(self, deployment: Deployment) -> tuple[Neighbour, ...]:
         return neighbours(deployment.gpus)
-
-    def attending(self, stack: Stack, deployment: Deployment, samples: Path) -> AbstractAsyncContextManager[Life]:
-        return attending(stack, deployment, samples)
-
-    def open_server(
-        self,
-        stack: Stack,
-        deployment: Deployment,
-        *,
-        directory: Path,
-        owner: Owner,
-        on_starting: Callable[[ServerRecord], None],
-        on_progress: Callable[[str], None],
-        on_running: Callable[[Server], None],
-    ) -> AbstractAsyncContextManager[Server]:
-        return open_server(
-            stack,
-            deployment,
-            directory=directory,
-            owner=owner,
-            on_starting=on_starting,
-            on_progress=on_progress,
-            on_running=on_running,
-        )
 
     @contextlib.asynccontextmanager
     async def loading(

@@ -84,20 +84,16 @@ class _FullSearch:
         """The whole search; the first time it ends where a drift is noticed, since everything is measured anew then."""
         yield from self._sentinel()
         low, high = yield from self._bracket()
-        yield from self._sentinel()
-        if self._drifted() and not again:
+        if (yield from self._sentinel()) and not again:
             return self._stop(None)
         if high is not None:
             low = yield from self._narrow(low, high)
         found = None
         if low is not None:
-            if self._history[-1].purpose != "sentinel":
-                yield from self._sentinel()
-            if self._drifted() and not again:
+            if self._history[-1].purpose != "sentinel" and (yield from self._sentinel()) and not again:
                 return self._stop(None)
             found = yield from self._confirm(low.c)
-            yield from self._sentinel()
-            if self._drifted() and not again:
+            if (yield from self._sentinel()) and not again:
                 return self._stop(None)
         confirmed_ok = found is not None
         found = found if low is None or judged_afresh(self._history) else low.c
@@ -137,11 +133,13 @@ class _FullSearch:
         undecided = outcome.valid and outcome.verdict == "UNDECIDED"
         return outcome.holds or (undecided and outcome.share >= self._rules.aim)
 
-    def _sentinel(self) -> Generator[Measure, Outcome, None]:
+    def _sentinel(self) -> Generator[Measure, Outcome, bool]:
+        """One more; whether the machine has drifted by then."""
         rules = self._rules
         known = yield from self._ask(1, "sentinel", (rules.sentinel_requests,), rules.alpha)
         if known:
             self._sentinels.append(self._history[-1])
+        return self._drifted()
 
     def _drifted(self) -> bool:
         """Whether the sentinels moved by more than 3 % from the first."""

@@ -6,7 +6,7 @@ SIGNED if and only if nothing is missing (`judge.gaps`); REFUSED where there is 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from orchestrator.judge.cause import Cause, JudgedLevel, cause_of_break, cause_of_failure
@@ -23,6 +23,7 @@ from orchestrator.judge.gaps import (
 from orchestrator.judge.recovery import recovery_gaps, recovery_sentence
 from orchestrator.judge.soak import Soak, soak_gaps, soak_sentence
 from orchestrator.judge.steps import (
+    SIGNABLE_SHARE,
     Bracket,
     Measure,
     OpenLoop,
@@ -34,9 +35,6 @@ from orchestrator.judge.steps import (
     searched,
 )
 from orchestrator.records import Criterion, Demand, Record, ServerFailure, Slo
-
-SIGNABLE_SHARE = 0.8
-"""Of c_ok: stands for the variation between machines and days."""
 
 
 class CellVerdict(Record, frozen=True, kw_only=True):
@@ -114,7 +112,6 @@ def cell_verdict(
         *recovery_gaps(stop),
         *(() if refusal else soak_gaps(soak, stop, asked=rules is not None and rules.soak_seconds is not None)),
     ]
-    recovery = None if stop is None else stop.recovery
     sentence = refusal or _sentence(levels, found, slo, first_failing, fixed=bool(rules and rules.levels))
     if shrunk is not None and outcomes:
         sentence = f"{sentence} This is at a context of {shrunk.served:,} tokens, not the {shrunk.asked_words}."
@@ -131,14 +128,18 @@ def cell_verdict(
         break_level=at,
         limiter=cause.limiter,
         evidence=cause.evidence,
-        recovery=recovery,
-        afterwards=(
-            *([] if recovery is None else [recovery_sentence(recovery)]),
-            *([] if soak is None else [soak_sentence(soak)]),
-        ),
+        recovery=None if stop is None else stop.recovery,
+        afterwards=tuple(_afterwards(stop, soak)),
         missing=tuple(dict.fromkeys(missing)),
         sentence=sentence,
     )
+
+
+def _afterwards(stop: Stop | None, soak: Soak | None) -> Iterator[str]:
+    if stop is not None and stop.recovery is not None:
+        yield recovery_sentence(stop.recovery)
+    if soak is not None:
+        yield soak_sentence(soak)
 
 
 def _outcome(level: JudgedLevel) -> Outcome:
@@ -179,8 +180,8 @@ def _c_sign(c_ok: int | None, unstable: int | None, check: OpenLoop | None) -> i
     most = [math.floor(SIGNABLE_SHARE * c_ok)]
     if unstable is not None:
         most.append(unstable // 2)
-    if check is not None and check.rate_sign is not None and check.in_flight_p95 is not None:
-        most.append(max(1, math.floor(check.in_flight_p95)))
+    if check is not None and check.users_replayed is not None:
+        most.append(check.users_replayed)
     return min(most) or None
 
 

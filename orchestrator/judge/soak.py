@@ -17,7 +17,7 @@ import numpy as np
 
 from orchestrator.clock import NS_PER_MS, NS_PER_S, seconds
 from orchestrator.judge.bounds import BATCHES, growth, student_quantile
-from orchestrator.judge.steps import Measure, Outcome, Script, SearchRules, Stop
+from orchestrator.judge.steps import SIGNABLE_SHARE, Measure, Outcome, Script, SearchRules, Stop
 from orchestrator.metrics import (
     MEMORY_SOURCES,
     Floats,
@@ -31,8 +31,6 @@ from orchestrator.metrics import (
 )
 from orchestrator.records import LevelRun, RequestRecord, Sample
 
-SHARE = 0.8
-"""Of c_ok: where the soak is made, unless a replay showed that fewer are in flight."""
 MOST_RISE = 0.10
 """By so much may a p95 rise over the whole soak."""
 MOST_LEAK_PER_HOUR = 0.01
@@ -94,11 +92,9 @@ def soak(rules: SearchRules, stop: Stop, history: Sequence[Outcome]) -> Script:
 
 def recommended(stop: Stop) -> int:
     """Users at which the soak is made: 80 % of c_ok, or what was in flight in the replay if that is less."""
-    most = [math.floor(SHARE * (stop.c_ok or 0))]
-    check = stop.open_loop
-    if check is not None and check.rate_sign is not None and check.in_flight_p95 is not None:
-        most.append(math.floor(check.in_flight_p95))
-    return max(1, min(most))
+    most = math.floor(SIGNABLE_SHARE * (stop.c_ok or 0))
+    replayed = None if stop.open_loop is None else stop.open_loop.users_replayed
+    return max(1, most if replayed is None else min(most, replayed))
 
 
 # --- what it showed ---------------------------------------------------------------------------------------------

@@ -214,6 +214,10 @@ class Measure(Record, frozen=True, kw_only=True):
         return f"{self.purpose} at {at}"
 
 
+SIGNABLE_SHARE = 0.8
+"""Of c_ok: stands for the variation between machines and days."""
+
+
 class OpenLoop(Record, frozen=True, kw_only=True):
     """What the open-loop check found (METHOD.md, the margin). Rates in requests per second."""
 
@@ -243,6 +247,13 @@ class OpenLoop(Record, frozen=True, kw_only=True):
     """Of that replay."""
     drifted: bool | None = None
     """The sentinel after the check had moved by more than 3 % from one of the search's; None = not looked at."""
+
+    @property
+    def users_replayed(self) -> int | None:
+        """Users at the p95 of in-flight in the replay that held; None = none held."""
+        if self.rate_sign is None or self.in_flight_p95 is None:
+            return None
+        return max(1, math.floor(self.in_flight_p95))
 
 
 class Recovery(Record, frozen=True, kw_only=True):

@@ -7,9 +7,10 @@ jumps over single steps, so gaps between tokens are not known.
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from orchestrator.clock import NS_PER_S
 from orchestrator.records import ClientHealth, Failure, LevelRun, LevelSpec, Phase, Request, RequestRecord, Sample
@@ -64,7 +65,7 @@ def ns(s: float) -> int:
 KV_FULL = Failure(kind="error_in_stream", detail="the KV cache is full")
 
 
-class Level:
+class Level(abc.ABC):
     """State of a level while it runs in virtual time. What is sent when is the subclasses' part."""
 
     def __init__(self, engine: Engine, spec: LevelSpec, stop_early: StopEarly, client: Client) -> None:
@@ -90,14 +91,15 @@ class Level:
 
     # --- the subclasses' part ---
 
+    @abc.abstractmethod
     def issue_due(self) -> None:
         """Send what is due now, or end the level."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def wake_s(self) -> float:
         """When something happens that is not the engine's own doing."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def ended(self, record: RequestRecord) -> None:
         """A request has its record."""
 
@@ -146,14 +148,14 @@ class Level:
         refusal = self.engine.refuses(request.prompt_tokens, request.output_tokens)
         if refusal is None:
             return self.engine.submit(request.prompt_tokens, request.output_tokens, sent)
-        status = 400 if refusal == "too long" else 429
-        self._end(_failed(sent, self.engine.now_s, Failure(kind="status", detail=refusal, status=status)), sent)
+        failure = Failure(kind="status", detail=refusal, status=400 if refusal == "too long" else 429)
+        self._end(_record(sent, self.engine.now_s, failure=failure), sent)
         return None
 
     def drop(self, request: Request, phase: Phase, due_s: float, failure: Failure) -> None:
         """It is due and not sent."""
         sent = self._sent(request, phase, due_s, None)
-        self._keep(_failed(sent, self.engine.now_s, failure), sent)
+        self._keep(_record(sent, self.engine.now_s, failure=failure), sent)
 
     def lose(self, sequence: Sequence, failure: Failure) -> None:
         """Nobody waits for it any more."""
@@ -191,7 +193,7 @@ class Level:
         if failure is None:
             self._end(self._answered(sent, sequence), sent)
         else:
-            self._end(_failed(sent, self.engine.now_s, failure), sent)
+            self._end(_record(sent, self.engine.now_s, failure=failure), sent)
 
     def _end(self, record: RequestRecord, sent: Sent) -> None:
         self._count(-1, self.engine.now_s)
@@ -214,15 +216,9 @@ class Level:
         out = sequence.output_tokens
         left = out - 1
         events = min(left, _EVENTS)
-        return RequestRecord(
-            seq=sent.seq,
-            request_id=str(sent.seq),
-            phase=sent.phase,
-            due_ns=ns(sent.due_s),
-            sent_ns=ns(sent.sent_s),
-            end_ns=ns(self.engine.now_s),
-            asked_in=sent.request.prompt_tokens,
-            asked_out=out,
+        return _record(
+            sent,
+            self.engine.now_s,
             first_byte_ns=first,
             first_ns=first,
             last_ns=last,
@@ -230,8 +226,6 @@ class Level:
             out_tokens=out,
             tokens_from="usage",
             finish="length",
-            clamped=sent.request.clamped,
-            user=sent.user,
             token_ns=(first, *(first + (last - first) * i // events for i in range(1, events + 1))),
             token_counts=(1, *(left * i // events - left * (i - 1) // events for i in range(1, events + 1))),
         )
@@ -261,18 +255,19 @@ class Level:
         )
 
 
-def _failed(sent: Sent, at_s: float, failure: Failure) -> RequestRecord:
+def _record(sent: Sent, ended_s: float, **answer: Any) -> RequestRecord:
     return RequestRecord(
         seq=sent.seq,
         request_id=str(sent.seq),
         phase=sent.phase,
         due_ns=ns(sent.due_s),
         sent_ns=ns(sent.sent_s),
-        end_ns=ns(at_s),
+        end_ns=ns(ended_s),
         asked_in=sent.request.prompt_tokens,
         asked_out=sent.request.output_tokens,
-        failure=failure,
+        clamped=sent.request.clamped,
         user=sent.user,
+        **answer,
     )
 
 

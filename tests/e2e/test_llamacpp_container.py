@@ -8,14 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.engine import containers_of, docker_client
-from fakes.python_image import build, copy_distributions, openmp_runtime
+from fakes.engine import containers_of, python_image
+from fakes.python_image import copy_distributions, openmp_runtime
 
 from orchestrator.demo import model_folder, models
 from orchestrator.journal import read_events
@@ -74,16 +73,8 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     for package in ("orchestrator", "stacks"):
         shutil.copytree(REPOSITORY / package, site / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(openmp, site / "libgomp.so.1")
-    build(folder / "image.tar", site)
-    name = f"loadproof-test/llamacpp:{uuid.uuid4().hex[:8]}"
-    repository, _, tag = name.partition(":")
-    changes = ["ENV PATH=/usr/bin", "ENV PYTHONUNBUFFERED=1", "ENV PYTHONPATH=/opt/site"]
-    changes.append("ENV LD_LIBRARY_PATH=/opt/site")
-    with docker_client() as client:
-        client.api.import_image_from_file(str(folder / "image.tar"), repository=repository, tag=tag, changes=changes)
-        (folder / "image.tar").unlink()
+    with python_image(folder, site, "llamacpp", "ENV LD_LIBRARY_PATH=/opt/site") as name:
         yield name
-        client.images.remove(name, force=True)
 
 
 def measured(folder: Path, image: str, *, context: int, pool: int, limits: str = "") -> tuple[Path, Any, str]:

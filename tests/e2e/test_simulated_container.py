@@ -7,13 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fakes.engine import containers_of, docker_client
-from fakes.python_image import build, closure, copy_distributions
+from fakes.engine import containers_of, python_image
+from fakes.python_image import closure, copy_distributions
 
 from orchestrator.journal import read_events
 from orchestrator.records import LevelCommitted, ServerReady, ServerStarting
@@ -67,15 +66,8 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     copy_distributions(closure(("click", "msgspec", "numpy")), site)
     for package in ("orchestrator", "stacks", "workloads"):
         shutil.copytree(REPOSITORY / package, site / package, ignore=shutil.ignore_patterns("__pycache__"))
-    build(folder / "image.tar", site)
-    name = f"loadproof-test/simulated:{uuid.uuid4().hex[:8]}"
-    repository, _, tag = name.partition(":")
-    changes = ["ENV PATH=/usr/bin", "ENV PYTHONUNBUFFERED=1", "ENV PYTHONPATH=/opt/site"]
-    with docker_client() as client:
-        client.api.import_image_from_file(str(folder / "image.tar"), repository=repository, tag=tag, changes=changes)
-        (folder / "image.tar").unlink()
+    with python_image(folder, site, "simulated") as name:
         yield name
-        client.images.remove(name, force=True)
 
 
 def command(stack: str) -> str:

@@ -13,8 +13,7 @@ import docker
 from fakes.python_image import build
 from fakes.stacks import SERVER
 
-REPOSITORY = "loadproof-test/fake"
-CHANGES = ["ENV PATH=/usr/bin PYTHONUNBUFFERED=1 PYTHONPATH=/opt/site", 'CMD ["python3"]']
+CHANGES = ("ENV PATH=/usr/bin PYTHONUNBUFFERED=1 PYTHONPATH=/opt/site", 'CMD ["python3"]')
 
 
 @contextmanager
@@ -28,21 +27,28 @@ def docker_client() -> Iterator[Any]:
 
 
 @contextmanager
+def python_image(scratch: Path, site: Path, name: str, *changes: str) -> Iterator[str]:
+    """Name of an image of this Python that holds `site` as /opt/site, under a tag of its own; removed at the end."""
+    archive, repository, tag = scratch / "image.tar", f"loadproof-test/{name}", uuid.uuid4().hex[:8]
+    build(archive, site)
+    with docker_client() as client:
+        own = [*CHANGES, *changes]
+        client.api.import_image_from_file(str(archive), repository=repository, tag=tag, changes=own)
+        archive.unlink()
+        try:
+            yield f"{repository}:{tag}"
+        finally:
+            client.images.remove(f"{repository}:{tag}", force=True)
+
+
+@contextmanager
 def fake_image(scratch: Path, server: Path = SERVER) -> Iterator[str]:
     """Name of an image of this Python that holds a server as /opt/site/server.py; removed at the end."""
     site = scratch / "site"
     site.mkdir(parents=True)
     shutil.copy(server, site / "server.py")
-    archive = scratch / "image.tar"
-    build(archive, site)
-    tag = uuid.uuid4().hex[:8]
-    with docker_client() as client:
-        client.api.import_image_from_file(str(archive), repository=REPOSITORY, tag=tag, changes=CHANGES)
-        archive.unlink()
-        try:
-            yield f"{REPOSITORY}:{tag}"
-        finally:
-            client.images.remove(f"{REPOSITORY}:{tag}", force=True)
+    with python_image(scratch, site, "fake") as name:
+        yield name
 
 
 def containers_of(run_id: str) -> list[str]:
