@@ -9,6 +9,14 @@ import pytest
 from fakes.engine import containers_of
 
 from orchestrator.launch.docker import Engine
+from orchestrator.launch.orphans import find_orphans, remove
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left_of_earlier_tests() -> None:
+    """Tests look for what their run left; a test session that was killed, its engine too, may have left a container
+    of a run of the same name."""
+    remove(find_orphans(None))
 
 
 @pytest.fixture
