@@ -47,6 +47,7 @@ SHAPES = {
     "FAIL": "M-4,-4L4,4M4,-4L-4,4",
     "UNDECIDED": "M0,-5L4.5,0L0,5L-4.5,0Z",
     "INVALID": "M-4.5,-3.5L4.5,-3.5L0,4.5Z",
+    "": "M-2,0a2,2 0 1 0 4,0a2,2 0 1 0-4,0Z",
 }
 
 
@@ -58,7 +59,7 @@ class Mark(NamedTuple):
     value: float | None
     """None = no value, because too many requests failed: drawn at the upper edge."""
     word: str
-    """PASS, FAIL, UNDECIDED or INVALID."""
+    """PASS, FAIL, UNDECIDED or INVALID; "" where it is not judged."""
     on_line: bool
     """The latest valid level there."""
     said: str = ""
@@ -133,7 +134,7 @@ def _level_chart(
     log = not share and _spread(shown) > 20
     foot = TOP + PLOT
     strip = _BRACKETS_PX if any(curve.bracket for curve in curves) else 0
-    low, high = (0.0, 1.0) if share else _domain(shown, log=log)
+    low, high = (_share_foot(shown), 1.0) if share else _domain(shown, log=log)
     y = Scale(low, high, foot - strip, TOP, log)
     ticks = decade_ticks(low, high) if log else even_ticks(low, high)
 
@@ -231,6 +232,11 @@ def _rates(rates: Sequence[float], left: float) -> _Across:
 def _spread(values: Sequence[float]) -> float:
     positive = [value for value in values if value > 0]
     return max(positive) / min(positive) if positive else 1.0
+
+
+def _share_foot(values: Sequence[float]) -> float:
+    """Where an axis of shares begins: near what is shown, so that what happens about the limit can be seen."""
+    return max(foot for foot in (0.0, 0.5, 0.8) if foot == 0 or foot < min(values, default=0.0) - 0.02)
 
 
 def _domain(values: Sequence[float], *, log: bool) -> tuple[float, float]:

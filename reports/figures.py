@@ -71,9 +71,11 @@ def latency(ms: float | None) -> str:
 
 
 def size(value: float | None) -> str:
-    """Bytes in MiB or GiB."""
+    """Bytes in GiB, MiB, or KiB where a tenth of a MiB is too coarse."""
     if value is None:
         return NONE
+    if 0 < abs(value) < (1 << 20) / 10:
+        return f"{significant(value / 1024)} KiB"
     unit, name = (1 << 30, "GiB") if abs(value) >= 1 << 30 else (1 << 20, "MiB")
     return f"{significant(value / unit)} {name}"
 
@@ -102,9 +104,11 @@ def change(new: float, old: float) -> str:
 
 
 def duration(s: float | None) -> str:
-    """Seconds as ``9.4 s``, ``3 min 7 s``, ``1 h 2 min``."""
+    """Seconds as ``9.00 ms``, ``9.40 s``, ``3 min 7 s``, ``1 h 2 min``."""
     if s is None:
         return NONE
+    if 0 < s < 0.1:
+        return f"{significant(1000 * s)} ms"
     if s < 60:
         return f"{significant(s)} s"
     minutes, rest = divmod(round(s), 60)

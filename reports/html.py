@@ -90,15 +90,22 @@ class Inlined(NamedTuple):
     source: str
 
 
-def _inlined(environment: Environment, name: str) -> Inlined:
-    text = environment.get_template(name).render()
+def _inlined(environment: Environment, name: str, **values: str) -> Inlined:
+    text = environment.get_template(name).render(values)
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return Inlined(Markup(text), f"'sha256-{digest}'")
 
 
-def _frame(environment: Environment) -> dict[str, Inlined]:
-    """What every page has."""
-    return {"style": _inlined(environment, "style.css"), "script": _inlined(environment, "charts.js")}
+def _frame(environment: Environment, told: str) -> dict[str, Inlined]:
+    """What every page has; `told` stands at the foot of each printed sheet."""
+    style = _inlined(environment, "style.css", told=_css_string(told))
+    return {"style": style, "script": _inlined(environment, "charts.js")}
+
+
+def _css_string(text: str) -> Markup:
+    """A string of a style sheet: every character that is no ASCII letter or digit is escaped by its number."""
+    cleaned = figures.clean(text, 100)
+    return Markup('"' + "".join(c if c.isascii() and c.isalnum() else f"\\{ord(c):06x}" for c in cleaned) + '"')
 
 
 def render(found: Result, plan_text: str) -> str:
@@ -109,7 +116,7 @@ def render(found: Result, plan_text: str) -> str:
         result=found,
         page_title=found.title,
         version=found.loadproof_version,
-        **_frame(environment),
+        **_frame(environment, f"loadproof \u00b7 run {found.run_id}"),
         cards=cards,
         matrix=decision.matrix(cards),
         tally=decision.tally(cards),
@@ -126,6 +133,7 @@ def render(found: Result, plan_text: str) -> str:
         hardware_notes=belief.hardware_notes(found),
         health=belief.health(found),
         sureness=belief.sureness(found),
+        decided_early=belief.decided_early(found),
         remarks=belief.remarks(found),
         notes=belief.notes(found),
         started=repeat.started(found),
@@ -144,7 +152,7 @@ def render_comparison(a: Result, b: Result, found: Comparison) -> str:
     return environment.get_template("compare.html").render(
         page_title=f"{found.title_b} against {found.title_a}",
         version=b.loadproof_version,
-        **_frame(environment),
+        **_frame(environment, f"loadproof \u00b7 run {b.run_id} against run {a.run_id}"),
         found=found,
         cells=versus.versus(a, b, found),
         terms=TERMS,

@@ -36,6 +36,7 @@ def write_pdf(page: Path, out: Path) -> None:
             "--no-first-run",
             "--disable-background-networking",
             "--no-pdf-header-footer",
+            "--generate-pdf-document-outline",
             f"--user-data-dir={profile}",
             # Chromium's sandbox refuses to run as root; the page has no script and no network to be kept from.
             *(["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []),

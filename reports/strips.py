@@ -1,4 +1,7 @@
-"""The course of a level as strips one above another: SVG as in `reports.charts`."""
+"""The course of a level as strips one above another: SVG as in `reports.charts`.
+
+A report has hundreds of them, so that the looks stand once in the page's style sheet.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
+from reports.axes import dots, line, px
 from reports.course import Course
 from reports.figures import clean, count, duration, latency, percent, significant, size
 
@@ -64,7 +68,7 @@ def course_picture(course: Course, found: Sequence[Strip], described: str) -> Ma
     height = _TOP + len(found) * (_STRIP + _GAP) + _FOOT
     parts = [
         f'<svg class="chart strips" role="img" aria-label="{escape(clean(described, 600))}" '
-        f'viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="11">'
+        f'viewBox="0 0 {WIDTH} {height}">'
     ]
     parts += _window(course, height)
     for position, strip in enumerate(found):
@@ -73,16 +77,16 @@ def course_picture(course: Course, found: Sequence[Strip], described: str) -> Ma
     return Markup("".join([*parts, "</svg>"]))
 
 
-def _x(at_s: float, length_s: float) -> str:
-    return f"{_LEFT + _PLOT * min(1.0, max(0.0, at_s / length_s)) if length_s else _LEFT:.1f}"
+def _x(at_s: float, length_s: float) -> float:
+    return _LEFT + _PLOT * min(1.0, max(0.0, at_s / length_s)) if length_s else _LEFT
 
 
 def _window(course: Course, height: int) -> Iterator[str]:
     if course.window_s is not None:
-        left, right = (float(_x(at, course.length_s)) for at in course.window_s)
+        left, right = (_x(at, course.length_s) for at in course.window_s)
         yield (
-            f'<rect x="{left:.1f}" y="{_TOP}" width="{max(0.5, right - left):.1f}" height="{height - _TOP - _FOOT}" '
-            'fill="var(--grid)" opacity=".45"><title>the steady window: every rate is taken from it</title></rect>'
+            f'<rect class="window" x="{px(left)}" y="{_TOP}" width="{px(max(0.5, right - left))}" '
+            f'height="{height - _TOP - _FOOT}"><title>the steady window: every rate is taken from it</title></rect>'
         )
 
 
@@ -91,27 +95,25 @@ def _drawn(strip: Strip, length_s: float, y: float) -> Iterator[str]:
     top = max(strip.top or 0.0, largest, strip.limit or 0.0 if (strip.limit or 0.0) <= 3 * largest else 0.0) or 1.0
     foot = y + _STRIP
 
-    def at(value: float) -> str:
-        return f"{foot - _STRIP * min(1.0, value / top):.1f}"
+    def at(value: float) -> float:
+        return foot - _STRIP * min(1.0, value / top)
 
     yield f"<g><title>{strip.name}: at most {strip.text(largest)}</title>"
-    yield f'<text x="0" y="{y + 12:g}" fill="var(--ink)">{strip.name}</text>'
-    yield f'<text x="0" y="{foot - 1:g}" fill="var(--muted)" font-size="10">{strip.text(largest)}</text>'
-    yield f'<path d="M{_LEFT},{foot:g}h{_PLOT}" stroke="var(--line)"/>'
+    yield f'<text class="name" x="0" y="{px(y + 12)}">{strip.name}</text>'
+    yield f'<text class="most" x="0" y="{px(foot - 1)}">{strip.text(largest)}</text>'
+    yield f'<path class="foot" d="M{_LEFT},{px(foot)}h{_PLOT}"/>'
     if strip.limit is not None and strip.limit <= top:
-        yield f'<path d="M{_LEFT},{at(strip.limit)}h{_PLOT}" stroke="var(--slo)" stroke-dasharray="5 3"/>'
-    places = [f"{_x(at_s, length_s)},{at(value)}" for at_s, value in strip.points]
+        yield f'<path class="limit" d="M{_LEFT},{px(at(strip.limit))}h{_PLOT}"/>'
+    places = [(_x(at_s, length_s), at(value)) for at_s, value in strip.points]
     if strip.dots or len(places) == 1:
-        dots = "".join(f"M{place}h0" for place in places)
-        yield f'<path d="{dots}" stroke="var(--series-1)" stroke-width="3" stroke-linecap="round"/></g>'
+        yield f'<path class="dots" d="{dots(places)}"/></g>'
     else:
-        yield f'<path d="M{"L".join(places)}" fill="none" stroke="var(--series-1)" stroke-width="1.5"/></g>'
+        yield f'<path class="line" d="{line(places)}"/></g>'
 
 
 def _axis(course: Course, y: float) -> Iterator[str]:
     if course.failed_s:
-        marks = "".join(f"M{_x(at, course.length_s)},{y - 7:g}v7" for at in course.failed_s)
-        yield f'<path d="{marks}" stroke="var(--bad)" stroke-width="1.5"><title>failed requests</title></path>'
-    yield f'<text x="{_LEFT}" y="{y + 12:g}" fill="var(--muted)">0 s</text>'
-    yield f'<text x="{WIDTH - _RIGHT}" y="{y + 12:g}" fill="var(--muted)" text-anchor="end">'
-    yield f"{duration(course.length_s)}</text>"
+        marks = "".join(f"M{px(_x(at, course.length_s))},{px(y - 7)}v7" for at in course.failed_s)
+        yield f'<path class="failed" d="{marks}"><title>failed requests</title></path>'
+    yield f'<text x="{_LEFT}" y="{px(y + 12)}">0 s</text>'
+    yield f'<text class="end" x="{WIDTH - _RIGHT}" y="{px(y + 12)}">{duration(course.length_s)}</text>'

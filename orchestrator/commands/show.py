@@ -104,7 +104,7 @@ def _figures(cell: CellResult) -> tuple[str, str, str, str]:
 def _reasons(decided: tuple[Card, ...]) -> Iterator[RenderableType]:
     """Where each cell broke and why, and what the open-loop check found; one line each."""
     for card in decided:
-        numbers = " ".join(f"{number.name}: {number.value}." for number in card.numbers[1:])
+        numbers = " ".join(f"{number.name}: {number.value}." for number in card.numbers)
         barely = f" FRAGILE: {card.fragile}" if card.fragile else ""
         yield _line(f"{card.asked.deployment}, {card.asked.workload}: {card.sentence} {numbers} {card.why}{barely}")
         for sentence in card.afterwards:

@@ -149,8 +149,8 @@ def _in_flight(level: LevelResult) -> float | None:
 
 
 def remarks(result: Result) -> tuple[Remark, ...]:
-    """What a server's log warns of, why levels are invalid, what is flagged, and verdicts that the raw records do not
-    give again."""
+    """What a server's log warns of, why levels are invalid, what is flagged, what was cut, and verdicts that the raw
+    records do not give again. That a level ended when it was decided is how a search saves time, and no remark."""
     found = []
     for cell in result.cells:
         notes = [server.facts[name] for server in cell.servers for name in _NOTES if name in server.facts]
@@ -159,11 +159,20 @@ def remarks(result: Result) -> tuple[Remark, ...]:
             where = f"{cell.asked.deployment}, {cell.asked.workload}, {_place(level)}"
             found += [Remark(where, f"INVALID: {reason}") for reason in level.verdict.invalid]
             found += [Remark(where, flag) for flag in level.verdict.flags]
-            if level.cut:
+            if level.cut and not is_decided_early(level):
                 found.append(Remark(where, f"The level ended early: {level.cut}."))
             if level.judged_again == "differs":
                 found.append(Remark(where, "The stored verdict is not the one that the raw records give now."))
     return tuple(found)
+
+
+def is_decided_early(level: LevelResult) -> bool:
+    """It ended because nothing that was still to come could change its verdict."""
+    return bool(level.cut) and level.cut.startswith("decided")
+
+
+def decided_early(result: Result) -> int:
+    return sum(is_decided_early(level) for cell in result.cells for level in (*cell.levels, *cell.checks))
 
 
 def _place(level: LevelResult) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from reports.figures import NONE, count, percent, size
 from reports.ledger import Checkpoint
-from reports.reconcile import Line
+from reports.reconcile import Line, Reconciliation
 from reports.result import CellResult
 
 _TERMS = {
@@ -71,7 +72,7 @@ class Account(NamedTuple):
     calibrated: bool
     unexplained: str
     note: str
-    """Why nothing was predicted, or how sure the pool was."""
+    """Why nothing was predicted, or where the interval of the pool comes from; ""."""
     source: str
     columns: tuple[str, ...]
     """Heads of the life's columns; those that nothing reported are left out."""
@@ -103,10 +104,10 @@ def span(low: float, high: float, unit: str) -> str:
 
 
 def signed(value: float | None, unit: str) -> str:
-    """A difference with its sign."""
+    """A difference with its sign; one of less than a KiB is none."""
     if value is None:
         return NONE
-    if abs(value) < 1:
+    if abs(value) < (1024 if unit == "bytes" else 1):
         return "0"
     return ("+" if value > 0 else "\u2212") + amount(abs(value), unit)
 
@@ -150,7 +151,7 @@ def _account(cell: CellResult) -> Account:
         predicted=any(line.predicted is not None for line in bill.lines),
         calibrated=any(line.calibrated is not None for line in bill.lines),
         unexplained=signed(bill.unexplained_bytes, "bytes"),
-        note=bill.unpredicted or bill.basis,
+        note=_note(bill),
         source=ledger.source,
         columns=tuple(head for head, _ in shown),
         life=tuple(
@@ -159,6 +160,17 @@ def _account(cell: CellResult) -> Account:
         ),
         findings=ledger.findings,
     )
+
+
+def _note(bill: Reconciliation) -> str:
+    if bill.unpredicted:
+        return f"Nothing was predicted: {bill.unpredicted}"
+    if (found := re.fullmatch(r"class (\S+): (.+)", bill.basis, re.DOTALL)) is None:
+        return f"KV pool: {bill.basis}" if bill.basis else ""
+    kind, why = found.groups()
+    if kind == "=":
+        return "The KV pool is set in the configuration; it is not what the rest leaves over, so it has no interval."
+    return f"How wide the interval of the KV pool is follows from the kind of start: {why}."
 
 
 def _name(point: Checkpoint) -> str:

@@ -363,8 +363,7 @@ def _user_gains(workload: str, large: CellResult, small: CellResult) -> list[Gai
         return []
     if broke_at(large) is None and broke_at(small) is None:
         return []
-    caps = [p.limit if p.cap is None else f"{p.limit} at {count(min(p.cap, p.requests or p.cap))}" for p in (old, new)]
-    limits = f"predicted: {_then(*caps)}; measured: {_then(large.verdict.limiter, small.verdict.limiter)}"
+    limits = f"predicted: {_then(old.limit, new.limit)}; measured: {_then(large.verdict.limiter, small.verdict.limiter)}"
     measured = _step(large.verdict.c_ok, small.verdict.c_ok, "users")
     return [Gain(f"Users, {workload}", "c_ok", _step(old.requests, new.requests, "users"), measured, limits)]
 

@@ -64,6 +64,11 @@ class _Quantity(NamedTuple):
     text: Callable[[float | None], str] = significant
 
 
+BESIDE_THE_SEARCH = ("sentinel", "recovery")
+"""Purposes of levels that compare the server with itself, before and after, and are not judged. Of those at
+one concurrency a chart shows the latest."""
+
+
 def slots(result: Result) -> dict[str, int]:
     """Colour slot of each deployment: the same in the whole report."""
     names = dict.fromkeys(cell.asked.deployment for cell in result.cells)
@@ -71,8 +76,10 @@ def slots(result: Result) -> dict[str, int]:
 
 
 def word(level: LevelResult) -> str:
-    """PASS, FAIL, UNDECIDED, or INVALID where the measurement is void."""
-    return level.verdict.verdict if level.verdict.valid else "INVALID"
+    """PASS, FAIL, UNDECIDED, or INVALID where the measurement is void; "" where the level is compared and not judged."""
+    if not level.verdict.valid:
+        return "INVALID"
+    return "" if level.purpose in BESIDE_THE_SEARCH and level.verdict.verdict != "FAIL" else level.verdict.verdict
 
 
 def ladders(result: Result) -> tuple[Ladder, ...]:
@@ -181,7 +188,8 @@ def _told(cell: CellResult, quantity: _Quantity, scale: int, unit: str) -> str:
     said = []
     for level in cell.levels:
         value = quantity.read(level)
-        said.append(f"{level.concurrency}: {'no value' if value is None else significant(value * scale)}")
+        if word(level):
+            said.append(f"{level.concurrency}: {'no value' if value is None else significant(value * scale)}")
     return f"{cell.asked.deployment}, {unit} by users: {', '.join(said)}"
 
 
@@ -193,6 +201,8 @@ def _curve(cell: CellResult, slot: int, quantity: _Quantity) -> Curve:
         if value is None and not (quantity.failures_have_none and level.stats.failed):
             continue
         on_line = latest.get(level.concurrency) == level.level
+        if not on_line and not word(level):
+            continue
         marks.append(Mark(level.concurrency, value, word(level), on_line, _said(level, quantity)))
     ok, bad = cell.verdict.c_ok, broke_at(cell)
     bracket = (ok, bad) if ok is not None and bad is not None else None

@@ -12,6 +12,7 @@ from reports.figures import NONE, count, latency, money, percent, significant, s
 from reports.figures import limit as limit_text
 from reports.result import CellResult, LevelResult, Result, held_at
 from reports.sections.fragile import fragile
+from reports.sections.words import failure_words, limiter_words
 
 NO_VALUE = "no value"
 """A percentile that lies among the failed requests."""
@@ -31,7 +32,7 @@ class Check(NamedTuple):
 
 
 class Number(NamedTuple):
-    """One of the three numbers of a cell."""
+    """One number of the open-loop check."""
 
     name: str
     term: str
@@ -50,9 +51,11 @@ class Card(NamedTuple):
     holds: str
     breaks: str
     numbers: tuple[Number, ...]
-    """What holds in a closed loop, under independent arrivals, and what may be signed; () without that check."""
+    """What may be signed, and what independent arrivals hold; () without that check."""
     span: str
-    """Both in few characters, or why there is neither."""
+    """What holds and what breaks in few characters, or why there is neither."""
+    signed: str
+    """What may be signed in few characters; "" where that is nothing."""
     checks: tuple[Check, ...]
     ok_users: int | None
     bad_users: int | None
@@ -144,6 +147,7 @@ def _card(cell: CellResult, anchor: str, slo: Slo) -> Card:
         breaks=_breaks(cell),
         numbers=_numbers(cell),
         span=_span(cell),
+        signed=_signed(cell),
         checks=(*_checks(ok, bad, slo), *_economy_checks(cell.economy)),
         ok_users=ok.concurrency if ok else None,
         bad_users=bad.concurrency if bad else None,
@@ -151,7 +155,7 @@ def _card(cell: CellResult, anchor: str, slo: Slo) -> Card:
         configure=_configure(cell),
         afterwards=verdict.afterwards,
         fragile=fragile(cell),
-        missing=tuple(verdict.missing),
+        missing=_missing(cell),
         incident=bool(cell.incidents),
     )
 
@@ -192,13 +196,13 @@ def headline(cell: CellResult) -> str:
     if bad is not None:
         return f"Breaks at {_users(bad)} already: nothing held."
     if cell.incidents:
-        return f"Could not be measured: {cell.incidents[-1].failure.failure_class}."
+        return f"Could not be measured: {failure_words(cell.incidents[-1].failure.failure_class)}."
     return "No level could be judged."
 
 
 def in_short(cell: CellResult) -> str:
     """The headline, and beyond it the numbers of the open-loop check where there was one."""
-    return " ".join([headline(cell), *(f"{number.name}: {number.value}." for number in _numbers(cell)[1:])])
+    return " ".join([headline(cell), *(f"{number.name}: {number.value}." for number in _numbers(cell))])
 
 
 def _is_fixed(cell: CellResult) -> bool:
@@ -221,7 +225,7 @@ def _span(cell: CellResult) -> str:
     if ok is not None or bad is not None:
         return f"{'none' if ok is None else count(ok)} \u2192 {_breaks(cell)}"
     if cell.incidents:
-        return cell.incidents[-1].failure.failure_class
+        return failure_words(cell.incidents[-1].failure.failure_class)
     return "not measured" if not cell.levels else "not decided"
 
 
@@ -230,18 +234,26 @@ def _numbers(cell: CellResult) -> tuple[Number, ...]:
     check = verdict.open_loop
     if check is None:
         return ()
-    signed = NONE
+    signed = "nothing"
     if check.rate_sign is not None and verdict.c_sign is not None:
-        signed = f"{significant(check.rate_sign)} requests/s on average, {_users(verdict.c_sign)}"
-    return (
-        Number("Holds", "c_ok", NONE if verdict.c_ok is None else _users(verdict.c_ok)),
-        Number(
-            "Independent arrivals",
-            "rate_ok",
-            "none held" if check.rate_ok is None else f"{significant(check.rate_ok)} requests/s",
-        ),
-        Number("May be signed", "rate_sign", signed),
-    )
+        signed = f"{significant(check.rate_sign)} requests/s on average, {verdict.c_sign:,} user{'' if verdict.c_sign == 1 else 's'}"
+    held = "no rate held" if check.rate_ok is None else f"{significant(check.rate_ok)} requests/s"
+    return Number("May be signed", "rate_sign", signed), Number("Independent arrivals", "rate_ok", held)
+
+
+def _signed(cell: CellResult) -> str:
+    check = cell.verdict.open_loop
+    if check is None or check.rate_sign is None or cell.verdict.c_sign is None:
+        return ""
+    return f"{significant(check.rate_sign)} requests/s, {cell.verdict.c_sign:,} user{'' if cell.verdict.c_sign == 1 else 's'}"
+
+
+def _missing(cell: CellResult) -> tuple[str, ...]:
+    """What is missing for SIGNED; not the failure again that the card has told already."""
+    if cell.levels or not cell.incidents:
+        return tuple(cell.verdict.missing)
+    told = cell.incidents[-1].failure.message
+    return tuple(step for step in cell.verdict.missing if told not in step)
 
 
 def _configure(cell: CellResult) -> str:
@@ -252,7 +264,7 @@ def _configure(cell: CellResult) -> str:
     if broke_at(cell) is None:
         return f"Nothing above {_users(ok)} was shown to hold: this is no ground to admit more."
     words = f"Set the concurrency limit of the server or gateway to {ok:,}."
-    if cell.verdict.c_sign is not None:
+    if cell.verdict.c_sign is not None and not _signed(cell):
         words += f" Plan for at most {_users(cell.verdict.c_sign)}."
     return words
 
@@ -267,7 +279,7 @@ def _why(cell: CellResult) -> str:
         notes = (c.note for c in level.verdict.criteria if c.binding and c.verdict == "UNDECIDED" and c.note)
         note = next(notes, None)
         return f"At {_users(level.concurrency)}: {note}." if note else ""
-    return " ".join([f"What limits: {verdict.limiter}.", *verdict.evidence])
+    return " ".join([f"What limits: {limiter_words(verdict.limiter)}.", *verdict.evidence])
 
 
 # --- the checks -------------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def _workload(cells: Sequence[CellResult]) -> Workload:
             )
             if (picture := _picture(side, *lines)) is not None
         ),
-        rows=tuple(row for cell in cells for row in _rows(cell)),
+        rows=(*_preset_rows(traffic), *(row for cell in cells for row in _rows(cell))),
     )
 
 
@@ -109,23 +109,33 @@ def _furthest(found: Sequence[Traffic]) -> str | None:
 def _rows(cell: CellResult) -> list[Row]:
     traffic = cell.traffic
     return [
-        Row(
-            deployment=cell.asked.deployment,
-            side=side,
-            what=what,
-            n=count(found.n),
-            mean=significant(found.mean),
-            quantiles=tuple(count(value) for value in found.quantiles),
-            longest=count(found.longest),
-        )
-        if found is not None
-        else Row(cell.asked.deployment, side, what, NONE, NONE, (NONE,) * 5, NONE)
+        _row(cell.asked.deployment, side, what, found)
         for side, what, found in (
             ("Prompt", "asked", traffic.prompt_asked),
             ("Prompt", "served", traffic.prompt_served),
-            *((("Prompt", "preset", traffic.preset_prompt),) if traffic.preset else ()),
             ("Output", "asked", traffic.output_asked),
             ("Output", "served", traffic.output_served),
-            *((("Output", "preset", traffic.preset_output),) if traffic.preset else ()),
         )
     ]
+
+
+def _preset_rows(traffic: Traffic) -> list[Row]:
+    """The preset's own lengths, which are the same for every deployment."""
+    if not traffic.preset:
+        return []
+    sides = (("Prompt", traffic.preset_prompt), ("Output", traffic.preset_output))
+    return [_row(traffic.preset, side, "preset", found) for side, found in sides]
+
+
+def _row(name: str, side: str, what: str, found: Lengths | None) -> Row:
+    if found is None:
+        return Row(name, side, what, NONE, NONE, (NONE,) * 5, NONE)
+    return Row(
+        deployment=name,
+        side=side,
+        what=what,
+        n=count(found.n),
+        mean=significant(found.mean),
+        quantiles=tuple(count(value) for value in found.quantiles),
+        longest=count(found.longest),
+    )

@@ -132,8 +132,9 @@
   class Group {
     constructor(pictures) {
       this.charts = [...pictures.querySelectorAll("svg.levels")].filter(svg => svg.querySelector(".mark")).map(svg => new Chart(svg, this));
-      const legend = pictures.previousElementSibling;
-      if (legend?.matches(".legend")) legend.querySelectorAll("li[data-slot]").forEach(item => this.switch(item));
+      const above = pictures.previousElementSibling;
+      const legend = above?.matches(".legend") ? above : above?.querySelector(".legend");
+      legend?.querySelectorAll("li[data-slot]").forEach(item => this.switch(item));
     }
 
     switch(item) {

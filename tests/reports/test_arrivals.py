@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -69,13 +70,15 @@ def test_the_check_stands_beside_the_ladder(found: Result) -> None:
     assert "The open-loop check was cut before its step" in " ".join(cut.verdict.missing)
 
 
-def test_the_decision_has_three_numbers(found: Result) -> None:
+def test_the_decision_tells_what_may_be_signed(found: Result) -> None:
     card, plain, cut = cards(found)
-    assert [number.name for number in card.numbers] == ["Holds", "Independent arrivals", "May be signed"]
-    assert card.numbers[0].value == "8 concurrent users"
+    assert card.headline.startswith("Holds 8 concurrent users")
+    assert [number.name for number in card.numbers] == ["May be signed", "Independent arrivals"]
+    assert re.fullmatch(r"[\d.]+ requests/s on average, \d users?", card.numbers[0].value)
+    assert card.signed == card.numbers[0].value.replace(" on average", "")
     assert card.numbers[1].value.endswith("requests/s")
-    assert "requests/s on average" in card.numbers[2].value
     assert plain.numbers == cut.numbers == ()
+    assert plain.signed == cut.signed == ""
 
 
 def test_the_picture_and_the_lines_of_each_cell_with_open_levels(found: Result) -> None:

@@ -37,7 +37,7 @@ def test_the_table_has_a_row_for_each_deployment_and_its_limits(found: Result) -
     assert spans == {
         "4-bit": ["64 \u2192 not found", "18 \u2192 20", "3 \u2192 4"],
         "16-bit": ["26 \u2192 28", "9 \u2192 10", "3 \u2192 4"],
-        "32-bit": ["none \u2192 1", "oom-weights", "oom-weights"],
+        "32-bit": ["none \u2192 1", "no room for the weights", "no room for the weights"],
     }
     unconfirmed = [place.unconfirmed for row in known.rows for place in row.places if place]
     assert unconfirmed == ["", "", "", "", "", "holds and breaks: not confirmed", "", "", ""]
@@ -113,7 +113,7 @@ def test_an_end_that_was_not_confirmed_is_hollow_and_one_that_was_not_found_an_a
     root = drawn(Line((sure, unsure, Point(4096, 2, None, True, False)), 0))
     assert [dot.get("fill") for dot in held(root)] == ["var(--series-1)", "var(--paper)", "var(--series-1)"]
     assert [cap.get("fill") for cap in broke(root)] == ["var(--series-1)", "var(--paper)"]
-    arrows = [path.get("d") for path in root.iter("path") if len(re.findall("[ML]", path.get("d") or "")) == 4]
+    arrows = [path.get("d") for path in root.iter("path") if len(re.findall("[Ml]", path.get("d") or "")) == 4]
     assert len(arrows) == 1
     nothing = drawn(Line((Point(256, None, 1, False, True),), 0))
     assert not held(nothing)

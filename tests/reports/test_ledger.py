@@ -201,6 +201,6 @@ def test_what_it_bought_is_predicted_beside_measured(formats: Result) -> None:
     assert gains["Weights"].predicted == gains["Weights"].measured == ("259 MiB \u2192 93.0 MiB", "\u2212166 MiB")
     assert gains["Tokens that fit in KV"].measured == ("8,192 \u2192 8,192", "unchanged")
     assert gains["Users, chat"].predicted == ("16 \u2192 16", "unchanged")
-    assert gains["Users, chat"].limits.startswith("predicted: slots (-np) at 8; measured: ")
+    assert gains["Users, chat"].limits.startswith("predicted: slots (-np); measured: ")
     assert "Users, short-one-user" not in gains
     assert comparison.chart

@@ -46,8 +46,8 @@ def test_a_fixed_level_is_not_called_a_search(twelve_result: Result) -> None:
 
 def test_words_for_every_end(failures: Path, interrupted: Path, dies: Path) -> None:
     failed = decision.cards(read(failures))[0]
-    assert (failed.word, failed.span) == ("REFUSED", "oom-weights")
-    assert failed.headline == "Could not be measured: oom-weights."
+    assert (failed.word, failed.span) == ("REFUSED", "no room for the weights")
+    assert failed.headline == "Could not be measured: no room for the weights."
     never = decision.cards(read(interrupted))[2]
     assert (never.headline, never.span) == ("Not measured: the run ended before it.", "not measured")
     died = decision.cards(read(dies))[0]
