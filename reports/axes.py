@@ -137,7 +137,11 @@ def _step(dx: int, dy: int) -> str:
         return f"h{_tenths(dx)}"
     if dx == 0:
         return f"v{_tenths(dy)}"
-    return f"l{_tenths(dx)}{'' if dy < 0 else ','}{_tenths(dy)}"
+    return f"l{_pair(dx, dy)}"
+
+
+def _pair(dx: int, dy: int) -> str:
+    return f"{_tenths(dx)}{'' if dy < 0 else ','}{_tenths(dy)}"
 
 
 def _tenths(value: int) -> str:
@@ -149,7 +153,7 @@ def _tenths(value: int) -> str:
 def dots(points: Iterable[tuple[float, float]]) -> str:
     """Path data of dots, which round line caps draw; one that is hidden by another is not written."""
     places = list(dict.fromkeys((round(10 * x), round(10 * y)) for x, y in points))
-    steps = (f"m{_tenths(x - x0)},{_tenths(y - y0)}h0" for (x0, y0), (x, y) in pairwise(places))
+    steps = (f"m{_pair(x - x0, y - y0)}h0" for (x0, y0), (x, y) in pairwise(places))
     return "".join([*(f"{_start(place)}h0" for place in places[:1]), *steps])
 
 

@@ -155,9 +155,9 @@ def _level_chart(
 def _limit(y: float, left: float) -> Iterator[str]:
     right = WIDTH - RIGHT
     yield f'<path d="M{px(left)},{px(y)}H{right}" stroke="var(--slo)" stroke-width="1.5" stroke-dasharray="5 3"/>'
-    below = y < TOP + 14
+    below = y < TOP + PLOT / 2  # At the left, where few users are far from it on its good side.
     yield (
-        f'<text x="{right}" y="{px(y + 14 if below else y - 5)}" fill="var(--slo)" text-anchor="end" font-size="11" '
+        f'<text x="{px(left + 4)}" y="{px(y + 13 if below else y - 5)}" fill="var(--slo)" font-size="11" '
         'stroke="var(--paper)" stroke-width="3" paint-order="stroke">limit</text>'
     )
 

@@ -24,6 +24,7 @@ from reports.result import Result, result, write_derived
 from reports.run import read_run
 from reports.sections import arrivals, belief, bill, bought, breaks, decision, frontier, lengths, repeat, times, versus
 from reports.sections.glossary import TERMS
+from reports.sections.words import failure_words
 from stacks.simulated.accuracy import MARK
 
 _PLAN_CHARACTERS = 64 * 1024
@@ -77,6 +78,7 @@ def _environment() -> Environment:
         "significant": figures.significant,
         "size": figures.size,
         "percentile": decision.percentile_text,
+        "failure_words": failure_words,
     }
     environment.filters.update(filters)
     environment.globals.update(simulated_mark=MARK, term=_term, swatch=_swatch, nothing=figures.NONE)

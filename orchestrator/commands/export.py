@@ -22,7 +22,7 @@ FORMATS = ("json", "csv", "parquet", "benchmark-report", "vllm-bench")
 @click.option("--format", "form", required=True, type=click.Choice(FORMATS), help="What to write.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write into (default: RUN/exports/FORMAT).")
 def export(run: Path, form: str, out: Path | None) -> None:
-    """Write the run directory RUN in another format and print the paths.
+    """Write the run directory RUN in another format and say how many files lie where.
 
     json: result.json. csv, parquet: levels and requests as tables. benchmark-report (llm-d, v0.2) and vllm-bench (what
     `vllm bench serve --save-result --save-detailed` writes): a file for each level.
@@ -31,10 +31,10 @@ def export(run: Path, form: str, out: Path | None) -> None:
     folder = out or run / "exports" / form
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in _written(form, read, result(read), folder):
-            click.echo(str(path))
+        written = list(_written(form, read, result(read), folder))
     except OSError as error:
         raise HostError(f"{folder} cannot be written: {error.strerror}.", "Check the folder and the disk.") from error
+    click.echo(f"Wrote {len(written):,} file{'' if len(written) == 1 else 's'} to {folder}.")
 
 
 def _written(form: str, run: Run, found: Result, folder: Path) -> Iterator[Path]:

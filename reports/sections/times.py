@@ -46,6 +46,7 @@ class Line(NamedTuple):
     deciding: tuple[Picture, ...]
     """The latest level that held and the one that broke."""
     others: tuple[Picture, ...]
+    """Of the levels that were judged: a sentinel's short course of one user shows nothing that its figures do not."""
 
 
 def lines(result: Result) -> tuple[Line, ...]:
@@ -65,7 +66,7 @@ def _line(cell: CellResult, slo: Slo) -> Line:
         memory=_memory(cell) if any(timeline.servers) else None,
         soak=_soak(cell, slo),
         deciding=tuple(_picture(level, slo) for level in cell.levels if level.level in deciding),
-        others=tuple(_picture(level, slo) for level in cell.levels if level.level not in deciding),
+        others=tuple(_picture(level, slo) for level in cell.levels if word(level) and level.level not in deciding),
     )
 
 

@@ -90,6 +90,17 @@ def test_no_table_is_wider_than_the_paper(browser: Page, report: Path) -> None:
     browser.call("Emulation.setEmulatedMedia", media="")
 
 
+@pytest.mark.parametrize("report", ["one", "along"], indirect=True)
+def test_every_mark_of_a_chart_is_on_paper_too(browser: Page, report: Path) -> None:
+    browser.open(report, 695)
+    shown = "[...document.querySelectorAll('svg .mark')].filter(m => getComputedStyle(m).display !== 'none').length"
+    on_screen = browser.evaluate(shown)
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    assert browser.evaluate(shown) == on_screen > 3
+    assert browser.evaluate("getComputedStyle(document.querySelector('.signature')).display") == "grid"
+    browser.call("Emulation.setEmulatedMedia", media="")
+
+
 # --- the charts read out ----------------------------------------------------------------------------------------
 
 

@@ -80,7 +80,7 @@ def test_golden(found: Result, update: bool) -> None:
 def test_the_report_says_simulated_on_every_page(study: Path, written: Callable[[Path], Path]) -> None:
     page = written(study).read_text(encoding="utf-8")
     assert '<body class="simulated">' in page
-    assert page.count(f'<p class="mark">{MARK}</p>') == 1
+    assert page.count(f'<p class="banner">{MARK}</p>') == 1
     assert f'@top-center {{ content: "{MARK}"' in page
     assert with_units(f"off by {ACCURACY.tpot_median:.0%} in the median") in page
     assert page.count('<span class="chip INVALID">SIMULATED</span>') == 4
@@ -89,7 +89,7 @@ def test_the_report_says_simulated_on_every_page(study: Path, written: Callable[
 
 def test_a_measured_report_does_not(one: Path, written: Callable[[Path], Path]) -> None:
     page = written(one).read_text(encoding="utf-8")
-    assert '<p class="mark">' not in page
+    assert '<p class="banner">' not in page
     assert "<body>" in page
 
 
