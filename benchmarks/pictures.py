@@ -43,7 +43,7 @@ NO_ROOM = ServerFailure(
 )
 RUNS = {
     "demo": "real llama.cpp on a CPU: `loadproof demo`",
-    "simulated": "vLLM against TGI, 16, 8 and 4 bit, on cards that are not there: `loadproof demo --simulated`",
+    "simulated": "cards that are not there, vLLM against TGI, 16, 8 and 4 bit: `loadproof demo --simulated`",
     "failures": "a synthetic run of which no server came up",
     "interrupted": "a synthetic run that was stopped in its second cell",
     "forty": "a synthetic run of 40 cells",
@@ -82,7 +82,9 @@ SHOTS: dict[str, Shot | Sheets] = {
     ),
     "simulated-desktop": Shot("simulated", DESKTOP, "body", 1780, "26 cells: the overview and the first cards"),
     "simulated-phone": Shot("simulated", PHONE, "body", 1700, "the same on a phone"),
-    "simulated-dark": Shot("simulated", DESKTOP, "#breaks", 1150, f"twelve deployments in one chart, {DARK}", dark=True),
+    "simulated-dark": Shot(
+        "simulated", DESKTOP, "#breaks", 1150, f"twelve deployments in one chart, {DARK}", dark=True
+    ),
     "simulated-print": Sheets("simulated", "the sheet to sign, and the first cards"),
     "failures-desktop": Shot("failures", DESKTOP, "body", 1150, "the decision"),
     "failures-phone": Shot("failures", PHONE, "body", 1500, "the same on a phone"),
@@ -99,7 +101,6 @@ SHOTS: dict[str, Shot | Sheets] = {
 
 def build(name: str, to: Path, simulated: Path | None) -> Path:
     """The run directory of a name; `simulated` spares running that demo again."""
-    slo = Slo(ttft_ms=800.0, tpot_ms=40.0)
     match name:
         case "demo":
             return Path(shutil.copytree(DEMO, to))
@@ -112,8 +113,8 @@ def build(name: str, to: Path, simulated: Path | None) -> Path:
         case "failures":
             own = {"stack": "vllm", "launch": "docker", "gpus": ["0"]}
             refused = [
-                FakeCell(asked_cell(format, "chat", **own), refuses=NO_ROOM, log=f"{NO_ROOM.evidence[0]}\n")
-                for format in ("fp16", "fp8")
+                FakeCell(asked_cell(weights, "chat", **own), refuses=NO_ROOM, log=f"{NO_ROOM.evidence[0]}\n")
+                for weights in ("fp16", "fp8")
             ]
             return build_run(to, refused, title="Nothing fits")
         case "interrupted":
@@ -123,7 +124,8 @@ def build(name: str, to: Path, simulated: Path | None) -> Path:
                 FakeCell(asked_cell("16-bit", "chat"), rules=RULES),
             ]
             return build_run(to, stopped, title="Interrupted")
-    return build_run(to, cells(20_000), slo=slo, title="A large run")
+        case _:
+            return build_run(to, cells(20_000), slo=Slo(ttft_ms=800.0, tpot_ms=40.0), title="A large run")
 
 
 _MARGIN = 28
@@ -179,14 +181,12 @@ def contents() -> Iterator[str]:
     """The list of all pictures."""
     yield "# Pictures of the report"
     yield ""
-    yield "Taken by `make pictures`. Nothing in them is drawn by hand; the figures are those of the runs that are named."
+    yield "Taken by `make pictures`; nothing in them is drawn by hand."
     for run, told in RUNS.items():
         yield ""
         yield f"## {told[0].upper()}{told[1:]}"
         yield ""
-        yield from (
-            f"- [{name}](pictures/{name}.png): {shot.told}" for name, shot in SHOTS.items() if shot.run == run
-        )
+        yield from (f"- [{name}](pictures/{name}.png): {shot.told}" for name, shot in SHOTS.items() if shot.run == run)
 
 
 def main() -> None:

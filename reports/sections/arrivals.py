@@ -104,7 +104,9 @@ def _told(deployment: str, levels: Sequence[LevelResult]) -> str:
 
 def _steps(check: OpenLoop) -> list[str]:
     """From the closed loop to what may be signed."""
-    told = [f"The closed loop made {significant(check.throughput)} requests/s at what holds."]
+    told = [
+        f"Users who wait for their answers (closed loop) made {significant(check.throughput)} requests/s at what holds."
+    ]
     if check.rate_ok is None:
         return [*told, "No rate of independent arrivals was shown to hold."]
     told.append(
@@ -122,12 +124,14 @@ def _steps(check: OpenLoop) -> list[str]:
 
 
 def _margin(check: OpenLoop) -> str:
+    """From what independent arrivals hold to the mean rate of traffic that swings."""
+    so = f"its mean rate may be that divided by {significant(check.factor)}"
+    if not check.sigma:
+        return f"The expected traffic: {so}, the least margin."
     cost = (
         "" if check.beta is None else f" (an output token costs {significant(check.beta)} prompt tokens at this load)"
     )
-    swings = (
-        f"its work swings by {percent(check.sigma)} and peaks at {significant(check.peak)} times the mean{cost}"
-        if check.sigma
-        else "the least margin"
+    return (
+        f"The expected traffic is not even: its work swings by {percent(check.sigma)} about the mean and peaks at "
+        f"{significant(check.peak)} times the mean{cost}, so {so}."
     )
-    return f"The expected traffic leaves a factor of {significant(check.factor)} to its mean rate: {swings}."

@@ -168,7 +168,7 @@ def remarks(result: Result) -> tuple[Remark, ...]:
 
 def is_decided_early(level: LevelResult) -> bool:
     """It ended because nothing that was still to come could change its verdict."""
-    return bool(level.cut) and level.cut.startswith("decided")
+    return (level.cut or "").startswith("decided")
 
 
 def decided_early(result: Result) -> int:

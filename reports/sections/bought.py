@@ -363,7 +363,9 @@ def _user_gains(workload: str, large: CellResult, small: CellResult) -> list[Gai
         return []
     if broke_at(large) is None and broke_at(small) is None:
         return []
-    limits = f"predicted: {_then(old.limit, new.limit)}; measured: {_then(large.verdict.limiter, small.verdict.limiter)}"
+    limits = (
+        f"predicted: {_then(old.limit, new.limit)}; measured: {_then(large.verdict.limiter, small.verdict.limiter)}"
+    )
     measured = _step(large.verdict.c_ok, small.verdict.c_ok, "users")
     return [Gain(f"Users, {workload}", "c_ok", _step(old.requests, new.requests, "users"), measured, limits)]
 

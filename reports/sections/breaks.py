@@ -76,7 +76,7 @@ def slots(result: Result) -> dict[str, int]:
 
 
 def word(level: LevelResult) -> str:
-    """PASS, FAIL, UNDECIDED, or INVALID where the measurement is void; "" where the level is compared and not judged."""
+    """PASS, FAIL, UNDECIDED, or INVALID where the measurement is void; "" where a level is compared, not judged."""
     if not level.verdict.valid:
         return "INVALID"
     return "" if level.purpose in BESIDE_THE_SEARCH and level.verdict.verdict != "FAIL" else level.verdict.verdict

@@ -230,22 +230,20 @@ def _span(cell: CellResult) -> str:
 
 
 def _numbers(cell: CellResult) -> tuple[Number, ...]:
-    verdict = cell.verdict
-    check = verdict.open_loop
+    check = cell.verdict.open_loop
     if check is None:
         return ()
-    signed = "nothing"
-    if check.rate_sign is not None and verdict.c_sign is not None:
-        signed = f"{significant(check.rate_sign)} requests/s on average, {verdict.c_sign:,} user{'' if verdict.c_sign == 1 else 's'}"
     held = "no rate held" if check.rate_ok is None else f"{significant(check.rate_ok)} requests/s"
+    signed = _signed(cell, " on average") or "nothing"
     return Number("May be signed", "rate_sign", signed), Number("Independent arrivals", "rate_ok", held)
 
 
-def _signed(cell: CellResult) -> str:
-    check = cell.verdict.open_loop
-    if check is None or check.rate_sign is None or cell.verdict.c_sign is None:
+def _signed(cell: CellResult, of_the_rate: str = "") -> str:
+    """Mean rate and users that may be signed; "" where that is nothing."""
+    check, users = cell.verdict.open_loop, cell.verdict.c_sign
+    if check is None or check.rate_sign is None or users is None:
         return ""
-    return f"{significant(check.rate_sign)} requests/s, {cell.verdict.c_sign:,} user{'' if cell.verdict.c_sign == 1 else 's'}"
+    return f"{significant(check.rate_sign)} requests/s{of_the_rate}, {users:,} user{'' if users == 1 else 's'}"
 
 
 def _missing(cell: CellResult) -> tuple[str, ...]:

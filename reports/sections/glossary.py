@@ -82,6 +82,32 @@ TERMS: tuple[Term, ...] = (
         "the server and is never a break.",
     ),
     Term(
+        "step",
+        "Step",
+        "Why a level was measured. bracket: users are doubled until a level breaks. bisect: between what held and what "
+        "broke. confirm, confirm-break: the same again in fresh runs. rate, confirm-rate: independent arrivals. "
+        "replay: the expected traffic. sentinel: one user at intervals, compared with itself, so that a drift of the "
+        "machine shows; recovery: after the break; these two are not judged against the limits. soak: for long.",
+    ),
+    Term(
+        "prefill",
+        "Prefill, decode",
+        "Prefill: the server reads a prompt, all of its tokens at once, before the first token of the answer. Decode: "
+        "it writes the answer, one token of every request under way in each step.",
+    ),
+    Term(
+        "queue",
+        "In flight, waiting, preempted",
+        "In flight: requests that were sent and not answered, on average. Waiting: those that the server did not begin. "
+        "Preempted: begun, and put back because the KV cache was full.",
+    ),
+    Term(
+        "fragile",
+        "FRAGILE",
+        "The KV cache is what the weights and everything else leave of the card, and that is so little that 1 GiB more "
+        "of anything takes over a tenth of it.",
+    ),
+    Term(
         "signed",
         "SIGNED, PROVISIONAL, REFUSED",
         "SIGNED: every step of the method was done and held. PROVISIONAL: a concurrency held, but a step is missing or "

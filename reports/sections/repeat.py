@@ -67,9 +67,13 @@ def _started(model: str, server: ServerRecord) -> Started:
     )
 
 
+_CAPITALS = {"kv": "KV", "cpu": "CPU", "cpus": "CPUs", "gpu": "GPU", "os": "OS", "numa": "NUMA"}
+
+
 def fact_name(name: str) -> str:
     """A fact's name in words, without the unit that its value is shown with."""
-    return name.removesuffix("_bytes").removesuffix("_s").replace("_", " ")
+    words = name.removesuffix("_bytes").removesuffix("_s").split("_")
+    return " ".join(_CAPITALS.get(word, word) for word in words)
 
 
 def fact_text(name: str, value: float | str | None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -57,7 +56,9 @@ def test_forty_cells_weigh_less_than_three_megabytes(forty: Result) -> None:
     levels = sum(len(cell.levels) for cell in forty.cells)
     assert (len(forty.cells), levels > 300) == (CELLS, True)
     assert page.count('class="chart strips"') == levels, "the course of every level"
-    assert page.count('<th scope="row">deployment-') > 2 * levels, "every level in the tables of figures and of validity"
+    assert page.count('<th scope="row">deployment-') > 2 * levels, (
+        "every level in the tables of figures and of validity"
+    )
     assert len(page.encode()) < CELLS * MOST_BYTES_A_CELL < MOST_BYTES
 
 
@@ -65,7 +66,7 @@ def drawn(path: str) -> Places:
     """The points that path data of lines goes through."""
     x = y = 0.0
     found = []
-    for command, numbers in re.findall(r"([MmlhvHV])([^MmlhvHV]*)", path):
+    for command, numbers in re.findall(r"([Mmlhv])([^Mmlhv]*)", path):
         values = [float(number) for number in re.findall(r"-?\d*\.?\d+", numbers)]
         match command:
             case "M":
@@ -74,7 +75,7 @@ def drawn(path: str) -> Places:
                 x, y = x + values[0], y + values[1]
             case "h":
                 x += values[0]
-            case "v":
+            case _:
                 y += values[0]
         found.append((round(x, 1) + 0.0, round(y, 1) + 0.0))
     return found
