@@ -98,7 +98,7 @@ TERMS: tuple[Term, ...] = (
     Term(
         "queue",
         "In flight, waiting, preempted",
-        "In flight: requests that were sent and not answered, on average. Waiting: those that the server did not begin. "
+        "In flight: requests sent and not answered, on average. Waiting: those that the server has not begun. "
         "Preempted: begun, and put back because the KV cache was full.",
     ),
     Term(
