@@ -48,8 +48,10 @@ class Known(NamedTuple):
 
     def seconds(self, spec: LevelSpec) -> float:
         """How long a level will take."""
-        if spec.is_open:
-            return spec.min_seconds
+        return spec.min_seconds if spec.is_open else min(spec.max_seconds, self.whole_seconds(spec))
+
+    def whole_seconds(self, spec: LevelSpec) -> float:
+        """The same of a closed level that is not cut."""
         generations = spec.warmup_generations + spec.requests / spec.concurrency + 1
         measured = max(spec.min_seconds, self.e2e_s(spec.concurrency) * generations)
-        return min(spec.max_seconds, spec.ramp_seconds + measured)
+        return spec.ramp_seconds + measured

@@ -100,8 +100,9 @@ class Pairing:
                 self._serving.progress.note(f"{self._paired.id}: pair {turn.pair} is void. {error}")
         if not gave_up(taken(self._events, self._paired.id)):
             return self._finished("measured")
-        failure = _deaths(self._events, self._paired.id)[-1].failure
-        return self._finished("failed", "a side did not come up, or died, twice in a row", failure)
+        failures = [stopped.failure for stopped in _deaths(self._events, self._paired.id)]
+        note = "a side did not come up, or broke, twice in a row"
+        return self._finished("failed", note, failures[-1] if failures else None)
 
     def _finished(
         self, outcome: Literal["measured", "cut", "failed"], note: str = "", failure: ServerFailure | None = None
@@ -174,19 +175,21 @@ class Pairing:
         return self._spec(step, when)
 
     def _level(self, turn: Turn, concurrency: int) -> LevelSpec:
-        """Of just so many requests: the faster side is asked for no more."""
+        """Of just so many requests: the faster side is asked for no more, and the slower one has the time for them."""
         step = Measure(concurrency=concurrency, purpose="pair", replicate=turn.pair, min_seconds=0.0)
         requests = self._paired.settings.requests_at(concurrency)
-        return msgspec.structs.replace(self._spec(step, "pair"), requests=requests)
+        spec = msgspec.structs.replace(self._spec(step, "pair"), requests=requests)
+        needed_s = max(known.whole_seconds(spec) for known in self._known())
+        return msgspec.structs.replace(spec, max_seconds=max(spec.max_seconds, 2 * needed_s))
 
     def _spec(self, step: Measure, tag: str) -> LevelSpec:
         """The same for both sides: by the slower one's requests, and the larger load of the two."""
-        cells = [self._paired.cell(side) for side in SIDES]
-        known = [Known.of(self._events, cell.id) for cell in cells]
-        seed = level_seed(self._plan.seed, cells[0].workload.name, step.concurrency, tag, step.replicate)
+        known, cell = self._known(), self._paired.a
+        seed = level_seed(self._plan.seed, cell.workload.name, step.concurrency, tag, step.replicate)
         spec = level_spec(step, self._plan.ramp, seed, max(one.e2e_s(step.concurrency) for one in known))
-        loads = [
-            load_processes(self._plan, cell, one.closed(step.concurrency))
-            for cell, one in zip(cells, known, strict=True)
-        ]
-        return msgspec.structs.replace(spec, workers=max(loads))
+        workers = max(load_processes(self._plan, cell, one.closed(step.concurrency)) for one in known)
+        return msgspec.structs.replace(spec, workers=workers)
+
+    def _known(self) -> list[Known]:
+        """What the searches of both sides tell."""
+        return [Known.of(self._events, self._paired.cell(side).id) for side in SIDES]

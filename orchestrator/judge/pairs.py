@@ -8,7 +8,7 @@ was measured, so that a resumed comparison goes on as if never interrupted.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from orchestrator.judge.search import Outcome, SearchRules, bracket, progress
@@ -29,13 +29,13 @@ class Taken(NamedTuple):
     """Of its level; None: the server did not come up, or died before it."""
 
     @property
-    def died(self) -> bool:
+    def broke(self) -> bool:
         return self.outcome is None or self.outcome.hard_break is not None
 
     @property
     def counts(self) -> bool:
         """Whether its pair may be used, as far as this side goes."""
-        return self.outcome is not None and self.outcome.valid and not self.died
+        return self.outcome is not None and self.outcome.valid and not self.broke
 
 
 def order(seed: int, pairs: int) -> tuple[Turn, ...]:
@@ -72,13 +72,9 @@ def next_turn(turns: Sequence[Turn], taken: Sequence[Taken]) -> Turn | None:
 
 
 def gave_up(taken: Sequence[Taken]) -> bool:
-    """A side whose server did not come up, or died, twice in a row ends the comparison."""
-    return any(len(own) > 1 and own[-1].died and own[-2].died for own in _by_side(taken))
-
-
-def _by_side(taken: Iterable[Taken]) -> list[list[Taken]]:
-    known = list(taken)
-    return [[one for one in known if one.turn.side == side] for side in SIDES]
+    """A side whose server did not come up, or broke, twice in a row ends the comparison."""
+    by_side = [[one for one in taken if one.turn.side == side] for side in SIDES]
+    return any(len(own) > 1 and own[-1].broke and own[-2].broke for own in by_side)
 
 
 def is_last_of_its_side(turns: Sequence[Turn], turn: Turn) -> bool:

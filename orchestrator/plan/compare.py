@@ -21,6 +21,7 @@ def read_comparisons(
     """Every [[compare]] table; () where there is none. Wrong ones are told and left out."""
     if "compare" not in document:
         return ()
+    broken = bool(findings.problems)
     tables = findings.tables(document["compare"], "compare", MOST_COMPARISONS)
     found: dict[str, Compare] = {}
     for number, table in enumerate(tables):
@@ -29,7 +30,8 @@ def read_comparisons(
         settings = findings.read(table, Compare, key)
         if settings is None:
             continue
-        _check(settings, key, deployments, [workload.name for workload in workloads], findings)
+        if not broken:  # what could not be read cannot be named either
+            _check(settings, key, deployments, [workload.name for workload in workloads], findings)
         if settings.id in found:
             findings.add(key, "compares the same two at the same concurrency again.", "Raise pairs of the first.")
         if len(findings.problems) == before:

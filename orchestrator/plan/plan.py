@@ -205,7 +205,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             self._rising_seconds(concurrency, together)
             + (self.ramp.warmup_generations + 1 + settings.requests_at(concurrency) / concurrency) * together
         )
-        return _start_seconds(cell.deployment) + sentinel + min(self.ramp.longest_s, level)
+        return _start_seconds(cell.deployment) + sentinel + level
 
     def expected_pairs_seconds(self, paired: Paired) -> float:
         """Rough time of a comparison, every turn of both sides."""
