@@ -239,7 +239,7 @@ def measure(
         raise click.exceptions.Abort
     if stopped is not None:
         raise stopped
-    _raise_for(lacking, finished)
+    _raise_for(lacking, finished, "cells and comparisons" if plan.compare else "cells")
 
 
 def _report(root: Path, *, as_json: bool, open_report: bool) -> None:
@@ -254,7 +254,7 @@ def _report(root: Path, *, as_json: bool, open_report: bool) -> None:
         click.launch(report.resolve().as_uri())
 
 
-def _raise_for(lacking: Sequence[HostError], finished: Sequence[CellFinished]) -> None:
+def _raise_for(lacking: Sequence[HostError], finished: Sequence[CellFinished], kinds: str) -> None:
     """The exit code of a run that went to its end but could not measure everything."""
     if lacking:
         raise lacking[0]
@@ -262,5 +262,5 @@ def _raise_for(lacking: Sequence[HostError], finished: Sequence[CellFinished]) -
     if failures:
         names = ", ".join(event.cell for event in failures)
         raise StackError(
-            f"{len(failures)} of {len(finished)} cells could not be measured: {names}.", "The report says why."
+            f"{len(failures)} of {len(finished)} {kinds} could not be measured: {names}.", "The report says why."
         )

@@ -9,7 +9,7 @@ import msgspec
 
 from orchestrator.judge.claims import Claim
 from reports.comparison import CellComparison, Comparison
-from reports.figures import NONE, latency, significant
+from reports.figures import NONE, count, latency, significant
 from reports.levels import LevelResult
 from reports.pairs import Pair, PairsResult
 from reports.result import CellResult, Result
@@ -145,7 +145,9 @@ def _sentences(claims: Iterable[Claim]) -> Iterator[str]:
 
 
 def _value(claim: Claim, value: float | None) -> str:
-    return latency(value) if claim.unit == "ms" else f"{significant(value)} {claim.unit}" if value is not None else NONE
+    if value is None or claim.unit == "ms":
+        return latency(value)
+    return f"{count(value) if claim.unit == 'users' else significant(value)} {claim.unit}"
 
 
 def _row(claim: Claim) -> Row:
