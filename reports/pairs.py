@@ -174,9 +174,13 @@ def _void(number: int, side: Side, level: LevelResult | None, attempts: Sequence
 def _withheld(
     pairing: Pairing, used: Sequence[tuple[LevelResult, LevelResult]], a: AskedCell, b: AskedCell
 ) -> Iterator[str]:
-    for side, cell in zip(SIDES, (a, b), strict=True):
-        if drifted([_outcome(level) for level in _sentinel_levels(pairing, side)]):
-            yield f"The machine drifted: a sentinel of {cell.deployment} moved by more than 3 % from the first."
+    moved = [
+        cell.deployment
+        for side, cell in zip(SIDES, (a, b), strict=True)
+        if drifted([_outcome(level) for level in _sentinel_levels(pairing, side)])
+    ]
+    if moved:
+        yield f"The machine drifted: sentinels of {' and '.join(moved)} moved by more than 3 % from the first."
     if not used:
         return
     own = [cell.deployment for cell in (a, b) if not cell.lengths_forced]

@@ -79,7 +79,8 @@ def _in_pairs(run: Result) -> Iterator[str]:
         yield clean(f"{found.workload}: B = {found.b} against A = {found.a}", 300)
         yield clean(f"  {pairs_sentence(found)}", 600)
         yield from (clean(f"  pair {pair.pair} is void: {pair.void}", 400) for pair in found.pairs if pair.void)
-        yield from (clean(f"  {text} Nothing is claimed of throughput and latency.", 400) for text in found.withheld)
+        if found.withheld:
+            yield clean(f"  {' '.join(found.withheld)} Nothing is claimed of throughput and latency.", 800)
         yield from map(_claim, found.claims)
 
 
