@@ -384,6 +384,20 @@ def test_the_report_has_a_section_of_it(slower_run: Path, slower: PairsResult) -
     (slower_run / "page.html").unlink()
 
 
+def test_a_journal_that_names_a_cell_that_is_not_there_is_shown_and_trusted_with_nothing(
+    slower_run: Path, tmp_path: Path
+) -> None:
+    def change(line: dict[str, Any]) -> None:
+        for pairs in line.get("asked", {}).get("comparisons", ()):
+            pairs["b"] = "<script>alert(1)</script>"
+
+    found = changed(slower_run, tmp_path / "run", change)
+    assert (found.b, found.claims[2].b.value) == ("<script>alert(1)</script>", None)
+    page = write_report(tmp_path / "run").read_text()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; against a" in page
+    assert "<script>alert" not in page
+
+
 def test_it_is_printed_by_compare_and_show(slower_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def told(*words: str) -> str:
         with pytest.raises(SystemExit) as ended:
