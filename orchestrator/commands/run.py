@@ -12,16 +12,18 @@ from typing import Any
 import click
 import msgspec
 
+from orchestrator.asked import turns
 from orchestrator.campaign import Campaign
 from orchestrator.clock import wall_now
-from orchestrator.commands.display import display, duration
+from orchestrator.commands.display import display, duration, extent
 from orchestrator.commands.loop import run_loop
 from orchestrator.commands.show import summary
 from orchestrator.errors import HostError, JournalError, LoadproofError, StackError
 from orchestrator.host import raise_file_limit, require_free, usable_cpus
 from orchestrator.journal import Journal, RunFiles, read_events
+from orchestrator.judge.pairs import blocks_in_words
 from orchestrator.load.capacity import expected, workers_needed
-from orchestrator.plan import Cell, Plan, load_plan, parse_plan
+from orchestrator.plan import Cell, Paired, Plan, load_plan, parse_plan
 from orchestrator.records import CellFinished, RunOpened
 from reports.html import write_report
 from reports.result import write_result
@@ -121,13 +123,19 @@ def describe_json(plan: Plan) -> str:
         {"cell": cell.id, "expected_s": plan.expected_seconds(cell), "start": _command(cell)} for cell in plan.cells()
     ]
     client = {"workers": plan.client.workers, "workers_expected": _most_workers(plan)}
+    comparisons = [
+        {"id": one.id, "order": blocks_in_words(turns(plan, one)), "expected_s": plan.expected_pairs_seconds(one)}
+        for one in plan.comparisons()
+    ]
     document = {"title": plan.title, "plan_sha256": plan.sha256, "client": client, "cells": cells}
+    document |= {"comparisons": comparisons} if comparisons else {}
     return json.dumps(document, indent=1)
 
 
 def _most_workers(plan: Plan) -> int:
     """Load processes of the largest level that the plan may come to."""
     levels = [c for cell in plan.cells() for c in cell.workload.levels] or [plan.ramp.max]
+    levels += [one.concurrency for one in plan.compare if one.concurrency is not None]
     return plan.client.workers or workers_needed(expected(max(levels)), usable_cpus())
 
 
@@ -147,7 +155,7 @@ def describe(plan: Plan) -> str:
     length = duration(plan.expected_total_seconds())
     simulated = all(cell.deployment.launch == "simulated" for cell in cells)
     whole = f"which real cards would take about {length} for" if simulated else f"about {length}"
-    lines = [f"{plan.title}: {len(cells)} cells, {whole}", ""]
+    lines = [f"{plan.title}: {extent(plan)}, {whole}", ""]
     first: dict[str, str] = {}
     for cell in cells:
         lines.append(f"{cell.id}  (about {duration(plan.expected_seconds(cell))})")
@@ -159,8 +167,19 @@ def describe(plan: Plan) -> str:
                 f"{duration(plan.ramp.longest_s)}: raise ramp.max_seconds, or nothing may be confirmed"
             )
         lines.append(shown if same == cell.id or "\n" not in shown else f"  as {same}")
+    lines += [line for one in plan.comparisons() for line in _compared(plan, one)]
     lines += ["", f"Load: {load_processes(plan)}.", "Nothing was started."]
     return "\n".join(lines)
+
+
+def _compared(plan: Plan, one: Paired) -> Iterator[str]:
+    settings = one.settings
+    at = "the most users that both hold" if settings.concurrency is None else f"{settings.concurrency:,} users"
+    yield f"{one.id}  (about {duration(plan.expected_pairs_seconds(one))})"
+    yield (
+        f"  {settings.b} against {settings.a} at {at}: {settings.pairs} pairs in the order "
+        f"{blocks_in_words(turns(plan, one))}, each side on a server started for it"
+    )
 
 
 def _described(spec: dict[str, Any], stack: str) -> Iterator[str]:
@@ -220,7 +239,7 @@ def measure(
         raise click.exceptions.Abort
     if stopped is not None:
         raise stopped
-    _raise_for(lacking, finished)
+    _raise_for(lacking, finished, "cells and comparisons" if plan.compare else "cells")
 
 
 def _report(root: Path, *, as_json: bool, open_report: bool) -> None:
@@ -235,7 +254,7 @@ def _report(root: Path, *, as_json: bool, open_report: bool) -> None:
         click.launch(report.resolve().as_uri())
 
 
-def _raise_for(lacking: Sequence[HostError], finished: Sequence[CellFinished]) -> None:
+def _raise_for(lacking: Sequence[HostError], finished: Sequence[CellFinished], kinds: str) -> None:
     """The exit code of a run that went to its end but could not measure everything."""
     if lacking:
         raise lacking[0]
@@ -243,5 +262,5 @@ def _raise_for(lacking: Sequence[HostError], finished: Sequence[CellFinished]) -
     if failures:
         names = ", ".join(event.cell for event in failures)
         raise StackError(
-            f"{len(failures)} of {len(finished)} cells could not be measured: {names}.", "The report says why."
+            f"{len(failures)} of {len(finished)} {kinds} could not be measured: {names}.", "The report says why."
         )
