@@ -160,17 +160,23 @@ def _open_level_gaps(levels: Sequence[JudgedLevel], check: OpenLoop) -> Iterator
             yield from (f"At {rate:.3g} requests/s: {flag}" for flag in verdict.flags)
 
 
-def _replay_gaps(check: OpenLoop, own: OpenRules) -> Iterator[str]:
+def traffic_gaps(own: OpenRules) -> Iterator[str]:
+    """What is not known of the expected traffic: it stands in the plan."""
     if not own.traffic:
         yield NO_TRAFFIC
-        return
-    if own.swings is None:
+    elif own.swings is None:
         yield NO_SWINGS
     elif own.swings.bin_s > SWING_S:
         yield (
             f"The swings of the expected traffic are known in steps of {own.swings.bin_s:,.0f} s only, so those from "
             "minute to minute are not covered: name a trace of your own ([open_loop] trace)."
         )
+
+
+def _replay_gaps(check: OpenLoop, own: OpenRules) -> Iterator[str]:
+    yield from traffic_gaps(own)
+    if not own.traffic:
+        return
     if check.rate_sign is None and check.unknown:
         yield "The replay of the expected traffic is INVALID, so its bursts are not covered."
     elif check.rate_sign is None:

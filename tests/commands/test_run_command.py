@@ -76,6 +76,33 @@ def test_a_dry_run_shows_what_would_be_started_and_starts_nothing(
     assert list(plan.parent.iterdir()) == [plan]
 
 
+def test_a_dry_run_says_what_a_run_would_lack_and_shows_the_plan_all_the_same(
+    plan: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    code, out, err = loadproof(capsys, "run", plan, "--dry-run")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-2:] == [
+        "It would not start: plan.toml: secrets: the environment variable HF_TOKEN is not set, which a, b must have. "
+        "Export it before the run, or take it out.",
+        "Nothing was started.",
+    ]
+    assert "--quantization fp8" in out
+    _, out, _ = loadproof(capsys, "run", plan, "--dry-run", "--json")
+    assert len(json.loads(out)["lacking"]) == 1
+    code, _, err = loadproof(capsys, "run", plan)
+    assert code == 2
+    assert err.count("HF_TOKEN") == 1
+    assert list(plan.parent.iterdir()) == [plan], "refused before a run directory was made"
+
+
+def test_a_dry_run_says_what_stands_in_the_way_of_signing(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    full = ("run", plan, "--dry-run", "--set", "ramp.method=full")
+    assert "PROVISIONAL" not in loadproof(capsys, *full)[1]
+    _, out, _ = loadproof(capsys, *full, "--set", "open_loop.arrivals=gamma:2")
+    assert out.count("It would be PROVISIONAL at best: How the expected traffic swings") == 1
+
+
 def test_a_dry_run_shows_a_command_once_and_sizes_with_their_units(
     plan: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -60,7 +60,7 @@ def test_copies_of_a_model_are_found_by_their_names(name: str, key: str) -> None
 
 @pytest.mark.parametrize("name", ["deepseek-ai/DeepSeek-V4-Flash-0731", "nobody/nothing-9b", ""])
 def test_an_unknown_model_is_refused_with_near_names(name: str) -> None:
-    with pytest.raises(UnknownFactError, match=r"Nearest: .*config\.json"):
+    with pytest.raises(UnknownFactError, match="Nearest: "):
         find_model(name)
 
 
