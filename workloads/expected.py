@@ -128,8 +128,8 @@ def _stamps(times_s: NDArray[np.float64], pairs: Pairs, rate_per_s: float, seed:
 def _repeated(
     times_s: NDArray[np.float64], span: float, seconds: float, kept: float, stream: Stream
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """When requests are due in as many repetitions of a trace as `seconds` take, of which a share is kept, and which row
-    of it each is. In blocks: a dense second that stands for an hour has thousands of times the rows that are kept."""
+    """When requests are due in as many repetitions of a trace as `seconds` take, of which a share is kept, and which
+    row each is. In blocks: a dense second that stands for an hour has thousands of times the rows that are kept."""
     times, rows = [], []
     repetitions, block = int(np.ceil(seconds / span)), max(1, _MOST_ROWS // len(times_s))
     for start in range(0, repetitions, block):

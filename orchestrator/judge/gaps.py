@@ -25,8 +25,8 @@ NO_REPLAY = "The expected traffic was not replayed, so its bursts are not covere
 CONSTANT = "Constant lengths are for comparison with published results: no service asks like that."
 NO_USERS = "Only 1 user held, and 80 % of that is none: there is no number of users that may be signed."
 NO_SWINGS = (
-    "How the expected traffic swings from minute to minute was not measured (a law has a constant rate; a trace needs at "
-    "least two minutes), so F covers no swings: name a trace of your own ([open_loop] trace), or a preset (arrivals)."
+    "How the expected traffic swings from minute to minute was not measured (a law has a constant rate; a trace needs "
+    "two minutes at least), so F covers none: name a trace of your own ([open_loop] trace), or a preset (arrivals)."
 )
 NO_TRAFFIC = (
     "Nothing is known of the traffic that is expected, so its bursts are not covered: name it in the plan "

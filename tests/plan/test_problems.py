@@ -244,8 +244,8 @@ def test_a_secret_that_is_not_set_is_named_once_with_all_who_need_it() -> None:
     shared = f'[defaults]\nsecrets = ["HF_TOKEN"]\n{SOUND}{more}'
     (problem,) = problems_of(shared)
     assert str(problem) == (
-        "p.toml: secrets: the environment variable HF_TOKEN is not set, which one, n0, n1, n2, n3, n4, n5, n6 and 2 more "
-        "must have. Export it before the run, or take it out."
+        "p.toml: secrets: the environment variable HF_TOKEN is not set, which one, n0, n1, n2, n3, n4, n5, n6 and "
+        "2 more must have. Export it before the run, or take it out."
     )
     shown = parse_plan(shared.encode(), "p.toml", base=Path("/nowhere"), environ={}, only_shown=True)
     assert shown.lacking == (problem,)
