@@ -16,11 +16,20 @@ from orchestrator.judge.level import decided_early, judge_level
 from orchestrator.judge.looks import RunningLooks
 from orchestrator.judge.search import Measure
 from orchestrator.load.capacity import USUAL_TOKENS_PER_S, Expected, expected, workers_needed
-from orchestrator.load.tally import StopEarly, never
 from orchestrator.metrics import is_good, level_stats
 from orchestrator.plan import Cell, Plan
 from orchestrator.progress import Progress
-from orchestrator.records import LevelCommitted, LevelRun, LevelSpec, Request, RequestRecord, Sample, ServerFailure
+from orchestrator.records import (
+    LevelCommitted,
+    LevelRun,
+    LevelSpec,
+    Request,
+    RequestRecord,
+    Sample,
+    ServerFailure,
+    StopEarly,
+    never,
+)
 from workloads.workload import requests_sha256
 
 

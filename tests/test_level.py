@@ -23,12 +23,21 @@ from orchestrator.level import Bench
 from orchestrator.load.closed import run_closed
 from orchestrator.load.engine import Load, OnRecord
 from orchestrator.load.supply import Drawn
-from orchestrator.load.tally import StopEarly, never
 from orchestrator.machine import Machine, SocketLoad
 from orchestrator.metrics import level_stats, measured_records
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.reading import parse_plan
-from orchestrator.records import LevelCommitted, LevelRun, Phase, Purpose, Request, RequestRecord, ServerRecord
+from orchestrator.records import (
+    LevelCommitted,
+    LevelRun,
+    Phase,
+    Purpose,
+    Request,
+    RequestRecord,
+    ServerRecord,
+    StopEarly,
+    never,
+)
 from stacks.catalog import stack
 
 SERVER = Path(__file__).parent / "fakes" / "openai_server.py"

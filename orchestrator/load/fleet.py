@@ -45,8 +45,8 @@ from orchestrator.load.frames import (
 )
 from orchestrator.load.health import together
 from orchestrator.load.merge import Merge
-from orchestrator.load.tally import Part, SharedTally, StopEarly, never
-from orchestrator.records import ClientHealth, LevelRun, Request
+from orchestrator.load.tally import Part, SharedTally
+from orchestrator.records import ClientHealth, LevelRun, Request, StopEarly, never
 
 START_S = 30.0
 """A process that has not started by then does not."""

@@ -14,22 +14,13 @@ import mmap
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Self
 
 from orchestrator.clock import NS_PER_S, now_ns
-from orchestrator.records import ClientHealth, LevelRun, LevelSpec, RequestRecord
-
-StopEarly = Callable[[RequestRecord, int, int | None], str | None]
-"""Asked after each measured record, with its place among the measured ones and how many of them there will be (see
-`LevelSpec.measured_in_all`): a reason ends the level."""
-
-
-def never(_record: RequestRecord, _place: int, _of: int | None) -> str | None:
-    """A level that ends by its own rules alone."""
-    return None
+from orchestrator.records import ClientHealth, LevelRun, LevelSpec
 
 
 class Tally(ctypes.Structure):
