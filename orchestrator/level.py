@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from orchestrator.asked import level_seed, level_spec, open_spec, open_traffic
+from orchestrator.folded import folded
 from orchestrator.host import usable_cpus
 from orchestrator.journal import Journal, Lines
 from orchestrator.judge.level import decided_early, judge_level
@@ -179,7 +180,7 @@ class Bench:
 
         def on_record(record: RequestRecord) -> None:
             self._requests.append(record)
-            records.append(record)
+            records.append(folded(record) if spec.purpose == "soak" else record)
             self._progress.record(record)
 
         traffic = self._traffic(spec, demanded)

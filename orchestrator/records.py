@@ -131,6 +131,8 @@ class RequestRecord(Record, frozen=True, kw_only=True, gc=False):
     """Arrival of every token event (an event may carry several tokens)."""
     token_counts: tuple[int, ...] = ()
     """Tokens in each event of `token_ns`; empty = one each."""
+    largest_gap_ns: int | None = None
+    """Longest time between two token events, where `token_ns` does not hold them all (`orchestrator.folded`)."""
 
 
 # --- a level ----------------------------------------------------------------------------------------------------
