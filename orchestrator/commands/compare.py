@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from orchestrator.host import require_folder
 from reports.comparison import MAY_DIFFER, CellComparison, Claim, Comparison, compare
 from reports.figures import clean, significant
 from reports.html import write_comparison
@@ -40,8 +41,11 @@ def compare_runs(
     Two deployments of one run: name the run twice and choose with --a and --b. Refuses (exit 5) what was not measured
     on the same terms and names what differs.
     """
-    a = result(read_run(run_a))
-    b = a if run_a == run_b else result(read_run(run_b))
+    first, second = read_run(run_a), read_run(run_b)  # what is no run is told before the work
+    if html is not None:
+        require_folder(html)
+    a = result(first)
+    b = a if run_a == run_b else result(second)
     found = compare(a, b, name_a=name_a, name_b=name_b, under_test=under_test)
     click.echo(msgspec.json.encode(found).decode() if as_json else "\n".join(_told(found)))
     if html is not None:

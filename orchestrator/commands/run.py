@@ -59,6 +59,8 @@ def run(
     Exits 0 when everything asked for was measured (a breaking point found is success), 4 when a server did not come
     up or did not stay up, 3 when the machine lacks something, 2 when the plan is wrong.
     """
+    if out is not None and resume is not None:
+        raise click.UsageError("A resumed run goes on in its own directory: leave --out away.")
     plan, overrides = _plan_of(plan_file, overrides, resume, only_shown=dry_run)
     if dry_run:
         click.echo(describe_json(plan) if as_json else describe(plan))
@@ -71,6 +73,8 @@ def _plan_of(
     plan_file: Path | None, overrides: tuple[str, ...], resume: Path | None, *, only_shown: bool
 ) -> tuple[Plan, tuple[str, ...]]:
     """The plan and its overrides: as named, or as the interrupted run has them."""
+    if plan_file is not None and resume is not None:
+        raise click.UsageError("A resumed run has its plan: name PLAN.toml or --resume RUN_DIR, not both.")
     if plan_file is not None:
         return load_plan(plan_file, overrides, only_shown=only_shown), overrides
     if resume is None:

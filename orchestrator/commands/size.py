@@ -70,7 +70,12 @@ class _Options(msgspec.Struct, frozen=True, kw_only=True):
 @click.command()
 @click.option("--model", help="Hub id, config.json, directory of a checkpoint, or GGUF file.")
 @click.option("--card", help="Card, e.g. RTX-4090-24GB or H100; default: the first card of this machine.")
-@click.option("--card-memory", type=float, metavar="GIB", help="Total memory as the runtime reports it.")
+@click.option(
+    "--card-memory",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GIB",
+    help="Total memory as the runtime reports it.",
+)
 @click.option("--gpus", type=int, default=1, show_default=True, help="Cards that share the model (tensor parallel).")
 @click.option("--pipeline", type=int, default=1, show_default=True, help="Pipeline parallel size.")
 @click.option("--stack", default="vllm", show_default=True, metavar="NAME[@VERSION]", help=", ".join(STACKS))

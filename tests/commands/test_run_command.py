@@ -145,6 +145,8 @@ def test_a_process_is_shown_with_a_port_that_is_not_chosen_yet(plan: Path, capsy
     ("arguments", "code", "said"),
     [
         (("run",), 2, "Name a plan: loadproof run PLAN.toml"),
+        (("run", "plan.toml", "--resume", "nowhere"), 2, "name PLAN.toml or --resume RUN_DIR, not both"),
+        (("run", "--resume", "nowhere", "--out", "there"), 2, "goes on in its own directory"),
         (("run", "plan.toml", "--set", "ramp.maxx=3"), 2, 'Did you mean "max"?'),
         (("run", "plan.toml", "--set", "ramp"), 2, "ramp"),
         (("run", "--resume", "nowhere"), 5, "nowhere"),
