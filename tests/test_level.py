@@ -30,10 +30,12 @@ from orchestrator.plan.reading import parse_plan
 from orchestrator.records import (
     LevelCommitted,
     LevelRun,
+    LevelStats,
     Phase,
     Purpose,
     Request,
     RequestRecord,
+    Sample,
     ServerRecord,
     Slo,
     StopEarly,
@@ -271,10 +273,12 @@ def test_of_a_soak_no_stamp_of_a_token_is_held_that_the_file_has(
 ) -> None:
     """Answers of 151 tokens in three seconds: a stamp a second is kept in memory, and all of them on disk."""
     judged: list[RequestRecord] = []
-    monkeypatch.setattr(
-        "orchestrator.level.level_stats",
-        lambda run, records, samples, slo: judged.extend(records) or level_stats(run, records, samples, slo),
-    )
+
+    def spied(run: LevelRun, records: list[RequestRecord], samples: list[Sample], slo: Slo) -> LevelStats:
+        judged.extend(records)
+        return level_stats(run, records, samples, slo)
+
+    monkeypatch.setattr("orchestrator.level.level_stats", spied)
     commit = measure_scripted(monkeypatch, tmp_path / "run", 60.0, lambda _: 0.5, purpose, tokens=151)
     written = read_records(tmp_path / "run", commit)
     assert len(judged) == len(written) >= 40

@@ -170,15 +170,16 @@ def describe(plan: Plan) -> str:
             )
         lines.append(shown if same == cell.id or "\n" not in shown else f"  as {same}")
     lines += ["", f"Load: {load_processes(plan)}."]
-    lines += [f"It would be PROVISIONAL at best: {said}" for said in _not_signed(plan)]
-    lines += [f"It would not start: {problem}" for problem in plan.lacking]
+    lines += [f"PROVISIONAL at best: {said}" for said in _not_signed(plan)]
+    lines += [f"A run would be refused: {problem}" for problem in plan.lacking]
     return "\n".join([*lines, "Nothing was started."])
 
 
 def _not_signed(plan: Plan) -> list[str]:
-    """Why no cell of the full method may be signed, as far as the plan tells."""
-    checks = [open_rules(plan, cell) for cell in plan.cells()]
-    return list(dict.fromkeys(said for own in checks if own is not None for said in traffic_gaps(own)))
+    """Why no cell of a workload may be signed by the full method, as far as the plan tells: ``WORKLOAD: why``."""
+    checks = [(cell.workload.name, open_rules(plan, cell)) for cell in plan.cells()]
+    told = (f"{name}: {said}" for name, own in checks if own is not None for said in traffic_gaps(own))
+    return list(dict.fromkeys(told))
 
 
 def _described(spec: dict[str, Any], stack: str) -> Iterator[str]:

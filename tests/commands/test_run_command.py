@@ -83,8 +83,8 @@ def test_a_dry_run_says_what_a_run_would_lack_and_shows_the_plan_all_the_same(
     code, out, err = loadproof(capsys, "run", plan, "--dry-run")
     assert (code, err) == (0, "")
     assert out.splitlines()[-2:] == [
-        "It would not start: plan.toml: secrets: the environment variable HF_TOKEN is not set, which a, b must have. "
-        "Export it before the run, or take it out.",
+        "A run would be refused: plan.toml: secrets: the environment variable HF_TOKEN is not set, which a, b must "
+        "have. Export it before the run, or take it out.",
         "Nothing was started.",
     ]
     assert "--quantization fp8" in out
@@ -100,7 +100,7 @@ def test_a_dry_run_says_what_stands_in_the_way_of_signing(plan: Path, capsys: py
     full = ("run", plan, "--dry-run", "--set", "ramp.method=full")
     assert "PROVISIONAL" not in loadproof(capsys, *full)[1]
     _, out, _ = loadproof(capsys, *full, "--set", "open_loop.arrivals=gamma:2")
-    assert out.count("It would be PROVISIONAL at best: How the expected traffic swings") == 1
+    assert out.count("PROVISIONAL at best: chat: How the expected traffic swings") == 1
 
 
 def test_a_dry_run_shows_a_command_once_and_sizes_with_their_units(
