@@ -36,6 +36,12 @@ _CHUNK = (
     '{"id":"chatcmpl-5f1c0b6e9a8d4c27","object":"chat.completion.chunk","created":1764109392,"model":"truth",'
     '"choices":[{"index":0,"delta":{"content":" token"},"logprobs":null,"finish_reason":null}]}'
 )
+TEXTS = (
+    "The", " card", " holds", " forty", " users", ",", " and", " breaks", " at", " fifty", ".", "\n", "\n", "What",
+    ' "fits', '"', " is", " not", " what", " serves", ":", " the", " KV", " cache", " of", " long", " prompts",
+    " fills", " a", " naïve", " plan", "…",
+)  # fmt: skip
+"""Of the tokens, one after another: of various lengths, some of them escaped or beyond ASCII."""
 
 
 def chunk(data: bytes) -> bytes:
@@ -47,7 +53,14 @@ def event(data: Mapping[str, object]) -> bytes:
     return b"data: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n"
 
 
-EVENT = chunk(event(json.loads(_CHUNK)))
+def text_event(text: str) -> bytes:
+    """A token, as the chunk of the body that servers send of it."""
+    data = json.loads(_CHUNK)
+    data["choices"][0]["delta"]["content"] = text
+    return chunk(event(data))
+
+
+EVENTS = tuple(map(text_event, TEXTS))
 
 
 def ending(tokens: int) -> bytes:
@@ -74,7 +87,7 @@ class Stream:
 
     def send_next(self) -> None:
         """Send the next event and note when; its successor is due a period after this one *was due*."""
-        data = EVENT if self.left > 1 else ending(self.tokens)
+        data = EVENTS[self.left % len(EVENTS)] if self.left > 1 else ending(self.tokens)
         if self.left == self.tokens:
             data = HEAD + data
         self.before.append(now_ns())

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from orchestrator.foreseen import foresee
+from orchestrator.judge.pairs import order
 from orchestrator.judge.search import Measure, SearchRules
 from orchestrator.judge.steps import OpenRules
 from orchestrator.judge.swings import Swings
-from orchestrator.plan import Cell, Plan
+from orchestrator.plan import Cell, Paired, Plan
 from orchestrator.plan.settings import Ramp
-from orchestrator.records import Asked, AskedCell, LevelSpec, Request
+from orchestrator.records import Asked, AskedCell, AskedPairs, LevelSpec, Request, Turn
 from orchestrator.watch.gpu import GpuInfo
 from stacks.catalog import stack as stack_named
 from stacks.simulated.accuracy import NOTES
@@ -189,9 +190,28 @@ def asked(plan: Plan, gpus: Sequence[GpuInfo] = ()) -> Asked:
         title=plan.title,
         slo=plan.slo,
         cells=tuple(_cell(plan, cell, gpus) for cell in plan.cells()),
+        comparisons=tuple(_pairs(plan, paired) for paired in plan.comparisons()),
         budget_minutes=plan.budget.minutes,
         demand=plan.demand,
         cost=plan.cost,
+    )
+
+
+def turns(plan: Plan, paired: Paired) -> tuple[Turn, ...]:
+    """In what order the sides of a comparison are measured."""
+    return order(level_seed(plan.seed, paired.id, 0, "order", 0), paired.settings.pairs)
+
+
+def _pairs(plan: Plan, paired: Paired) -> AskedPairs:
+    settings = paired.settings
+    return AskedPairs(
+        id=paired.id,
+        a=paired.a.id,
+        b=paired.b.id,
+        order=turns(plan, paired),
+        concurrency=settings.concurrency,
+        throughput_margin=settings.throughput_margin,
+        ttft_margin=settings.ttft_margin,
     )
 
 

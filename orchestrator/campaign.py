@@ -7,9 +7,8 @@ again.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import psutil
 
@@ -21,64 +20,30 @@ from orchestrator.host import host_facts
 from orchestrator.journal import Journal
 from orchestrator.judge.search import Measure, Outcome, Stop, next_step
 from orchestrator.launch.orphans import find_orphans, remove
-from orchestrator.launch.server import Owner, Server
-from orchestrator.level import Bench
 from orchestrator.machine import Machine
-from orchestrator.plan import Cell, Plan
+from orchestrator.pairs import Pairing
+from orchestrator.plan import Cell, Paired, Plan
 from orchestrator.progress import Progress
-from orchestrator.records import (
-    SCHEMA,
-    AnyEvent,
-    CellFinished,
-    CellStarted,
-    LevelCommitted,
-    LevelStarted,
-    RunClosed,
-    RunOpened,
-    ServerFailure,
-    ServerReady,
-    ServerRecord,
-    ServerStarting,
-    ServerStopped,
-)
+from orchestrator.records import SCHEMA, AnyEvent, CellFinished, LevelCommitted, RunClosed, RunOpened
 from orchestrator.room import as_served
+from orchestrator.serving import Climb, Ended, Serving, Standing, commits, failed, starts
 from orchestrator.simulation import Simulation
-from orchestrator.site import Attendance, Site
-from stacks.base import Stack
-from stacks.catalog import stack as stack_named
+from orchestrator.site import Site
 
 
 def outcomes(events: Sequence[AnyEvent], cell: str) -> list[Outcome]:
     """What the search has learnt of a cell so far, in the order of its commits."""
-    return [
-        Outcome.of(event.run, event.stats, event.verdict)
-        for event in events
-        if isinstance(event, LevelCommitted) and event.cell == cell
-    ]
+    return [Outcome.of(event.run, event.stats, event.verdict) for event in commits(events, cell)]
 
 
 def finished_cells(events: Sequence[AnyEvent]) -> dict[str, CellFinished]:
+    """Comparisons too, by their ids."""
     return {event.cell: event for event in events if isinstance(event, CellFinished)}
 
 
-def _started(events: Sequence[AnyEvent], cell: str) -> list[CellStarted]:
-    return [event for event in events if isinstance(event, CellStarted) and event.cell == cell]
-
-
 def _half_measured(events: Sequence[AnyEvent]) -> set[str]:
-    """Cells with levels that others are still to be compared with."""
+    """Cells, and comparisons, with levels that others are still to be compared with."""
     return {event.cell for event in events if isinstance(event, LevelCommitted)} - set(finished_cells(events))
-
-
-def failed(error: StackError) -> ServerFailure:
-    """A StackError as the result that it is."""
-    return ServerFailure(
-        failure_class=error.failure_class,
-        message=error.message,
-        remedy=error.remedy,
-        evidence=error.evidence,
-        fits_tokens=error.fits_tokens,
-    )
 
 
 def site_of(plan: Plan, events: Sequence[AnyEvent]) -> Site:
@@ -107,7 +72,7 @@ class Campaign:
         self.site = site or site_of(plan, journal.events)
         self.run_id = journal.files.root.name
         self.started_ns = self.site.now_ns()
-        self._warned: set[str] = set()
+        self._serving = Serving(plan, journal, progress, self.site)
 
     # --- the run ------------------------------------------------------------------------------------------------
 
@@ -121,23 +86,27 @@ class Campaign:
         if resumed:
             await self._stop_orphans()
         self._open(resumed)
-        cells = self.plan.cells()
-        self.progress.run_opened(self.plan, cells, resumed)
+        todo = self._all()
+        self.progress.run_opened(self.plan, self.plan.cells(), resumed)
         lacking: list[HostError] = []
         try:
-            for position, cell in enumerate(cells):
-                if cell.id in finished_cells(self.journal.events):
+            for position, one in enumerate(todo):
+                if one.id in finished_cells(self.journal.events):
                     continue
                 try:
-                    await self._measure_cell(cell, self._cell_deadline(cells[position:]))
+                    await self._measure(one, self._deadline(todo[position:]))
                 except HostError as error:
                     lacking.append(error)
-                    self.progress.note(f"{cell.id}: {error}")
+                    self.progress.note(f"{one.id}: {error}")
         except BaseException:
             self.journal.commit(RunClosed(at_ns=self.site.now_ns(), outcome="interrupted"))
             raise
         self.journal.commit(RunClosed(at_ns=self.site.now_ns(), outcome="failed" if lacking else "complete"))
         return lacking
+
+    def _all(self) -> tuple[Cell | Paired, ...]:
+        """What is measured, in this order: a comparison needs what the searches found."""
+        return (*self.plan.cells(), *self.plan.comparisons())
 
     def _check_same_plan(self) -> None:
         opened = next((event for event in self.journal.events if isinstance(event, RunOpened)), None)
@@ -146,9 +115,9 @@ class Campaign:
                 f"{self.journal.files.root} was measured with another plan.",
                 "Resume it without naming a plan, or start a new run.",
             )
-        now = {cell.id: cell.fingerprint for cell in self.plan.cells()}
+        now = {one.id: one.fingerprint for one in self._all()}
         for name in sorted(_half_measured(self.journal.events)):
-            if any(e.fingerprint != now.get(name) for e in _started(self.journal.events, name)):
+            if any(e.fingerprint != now.get(name) for e in starts(self.journal.events, name)):
                 raise JournalError(
                     f"What {name} rests on has changed since it was begun: a trace, a model file, or loadproof itself.",
                     "Put back what it was, or start a new run.",
@@ -184,141 +153,65 @@ class Campaign:
             self.progress.note(f"stopping {len(orphans)} left over from the interrupted run")
             await asyncio.to_thread(remove, orphans)
 
-    def _cell_deadline(self, remaining: Sequence[Cell]) -> int | None:
-        """When the first of the remaining cells must end, the budget shared by expected cost; None = no budget."""
+    def _deadline(self, remaining: Sequence[Cell | Paired]) -> int | None:
+        """When the first of what remains must end, the budget shared by expected cost; None = no budget."""
         if self.plan.budget.minutes is None:
             return None
         left_ns = self.started_ns + round(self.plan.budget.minutes * 60 * NS_PER_S) - self.site.now_ns()
-        costs = [self.plan.expected_seconds(cell) for cell in remaining]
+        costs = [self._expected_seconds(one) for one in remaining]
         return self.site.now_ns() + round(max(0, left_ns) * costs[0] / sum(costs))
+
+    def _expected_seconds(self, one: Cell | Paired) -> float:
+        if isinstance(one, Paired):
+            return self.plan.expected_pairs_seconds(one)
+        return self.plan.expected_seconds(one)
+
+    async def _measure(self, one: Cell | Paired, deadline_ns: int | None) -> None:
+        """A cell, or a comparison whose two cells are finished; one of them may lack something of this machine."""
+        if isinstance(one, Cell):
+            event = await self._measure_cell(one, deadline_ns)
+        elif {one.a.id, one.b.id} <= finished_cells(self.journal.events).keys():
+            event = await Pairing(one, self._serving).measure(deadline_ns)
+        else:
+            self.progress.note(f"{one.id}: not compared, for one of the two was not measured to its end")
+            return
+        self.journal.commit(event)
+        self.progress.cell_finished(one, event)
 
     # --- a cell -------------------------------------------------------------------------------------------------
 
     def _next(self, cell: Cell) -> Measure | Stop:
         return next_step(outcomes(self.journal.events, cell.id), search_rules(self.plan, cell))
 
-    async def _measure_cell(self, cell: Cell, deadline_ns: int | None) -> None:
+    async def _measure_cell(self, cell: Cell, deadline_ns: int | None) -> CellFinished:
         """Server after server until the search stops: a server that dies is replaced for the next step, and one that
         has no room for its context by one that has, where the plan allows it."""
-        finish = CellFinished(at_ns=0, cell=cell.id, outcome="measured")
         while isinstance(self._next(cell), Measure):
             served = as_served(cell, self.journal.events)
             try:
-                note = await self._serve(served, deadline_ns)
+                note = await self._serving.serve(served, self._climbing(served, deadline_ns))
             except StackError as error:
                 shrunk = as_served(cell, self.journal.events).deployment.context_tokens
                 if shrunk != served.deployment.context_tokens:
                     self.progress.note(f"{cell.id}: {error.message} Trying a context of {shrunk:,} tokens.")
                     continue
-                finish = CellFinished(at_ns=0, cell=cell.id, outcome="failed", failure=failed(error))
-                break
+                return CellFinished(at_ns=self.site.now_ns(), cell=cell.id, outcome="failed", failure=failed(error))
             if note is not None:
-                finish = CellFinished(at_ns=0, cell=cell.id, outcome="cut", note=note)
-                break
-        event = CellFinished(
-            at_ns=self.site.now_ns(), cell=cell.id, outcome=finish.outcome, failure=finish.failure, note=finish.note
-        )
-        self.journal.commit(event)
-        self.progress.cell_finished(cell, event)
+                return CellFinished(at_ns=self.site.now_ns(), cell=cell.id, outcome="cut", note=note)
+        return CellFinished(at_ns=self.site.now_ns(), cell=cell.id, outcome="measured")
 
-    async def _serve(self, cell: Cell, deadline_ns: int | None) -> str | None:
-        """One server's life. Returns why the time budget cut the search, or None (search done, or the server died)."""
-        attempt = len(_started(self.journal.events, cell.id)) + 1
-        around = await asyncio.to_thread(self.site.neighbours, cell.deployment)
-        self.journal.commit(
-            CellStarted(
-                at_ns=self.site.now_ns(), cell=cell.id, fingerprint=cell.fingerprint, attempt=attempt, neighbours=around
-            )
-        )
-        self.progress.cell_started(cell, attempt)
-        stack = stack_named(cell.deployment.stack)
-        directory = self.journal.files.attempt(cell.id, attempt)
-        directory.mkdir(parents=True, exist_ok=True)
-        samples = self.journal.files.samples(cell.id, attempt)
-        async with self.site.attending(stack, cell.deployment, samples) as life:
-            return await self._live(cell, attempt, stack, life, deadline_ns)
-
-    async def _live(
-        self, cell: Cell, attempt: int, stack: Stack, life: Attendance, deadline_ns: int | None
-    ) -> str | None:
-        """From the start of a server to its end."""
-        directory = self.journal.files.attempt(cell.id, attempt)
-        failure: ServerFailure | None = None
-        try:
-            async with self.site.open_server(
-                stack,
-                cell.deployment,
-                directory=directory,
-                owner=Owner.current(self.run_id, cell.id),
-                on_starting=self._starting(cell, attempt),
-                on_progress=self.progress.server_says,
-                on_running=life.grows,
-            ) as server:
-                await life.is_ready(server)
-                self.journal.commit(
-                    ServerReady(at_ns=self.site.now_ns(), cell=cell.id, attempt=attempt, server=server.record)
-                )
-                self.progress.server_ready(server.record)
-                for name in ("version_note", "path_note"):
-                    self._warn_once(cell, server.record.facts.get(name))
-                samples = self.journal.files.samples(cell.id, attempt)
-                async with self.site.loading(server, stack, self.plan, cell, samples, self.progress) as load:
-                    bench = Bench(load, self.plan, cell, self.journal, attempt, self.progress)
-                    with contextlib.closing(bench):
-                        note, failure = await self._climb(bench, cell, attempt, server, deadline_ns)
-                if failure is None:
-                    await life.look(server)
-        except StackError as error:
-            failure = failed(error)
-            raise
-        finally:
-            with contextlib.suppress(HostError):  # a full disk is told by the commit that hit it first
-                self.journal.commit(
-                    ServerStopped(at_ns=self.site.now_ns(), cell=cell.id, attempt=attempt, failure=failure)
-                )
-        return note
-
-    def _warn_once(self, cell: Cell, note: str | float | None) -> None:
-        """Of a release that is not known, or of another kernel than was asked for; not of every server of it."""
-        if isinstance(note, str) and note not in self._warned:
-            self._warned.add(note)
-            self.progress.note(f"{cell.id}: {note}")
-
-    def _starting(self, cell: Cell, attempt: int) -> Callable[[ServerRecord], None]:
-        def starting(record: ServerRecord) -> None:
-            self.journal.commit(ServerStarting(at_ns=self.site.now_ns(), cell=cell.id, attempt=attempt, server=record))
-
-        return starting
-
-    async def _climb(
-        self, bench: Bench, cell: Cell, attempt: int, server: Server, deadline_ns: int | None
-    ) -> tuple[str | None, ServerFailure | None]:
+    def _climbing(self, cell: Cell, deadline_ns: int | None) -> Climb:
         """Level after level until the search stops, the budget ends or the server dies."""
-        with _death(server) as died:
-            while True:
-                step = self._next(cell)
-                if isinstance(step, Stop):
-                    return None, None
-                history = outcomes(self.journal.events, cell.id)
-                spec = bench.spec(step)
-                expected_ns = round(bench.expected_seconds(spec) * NS_PER_S)
-                if deadline_ns is not None and self.site.now_ns() + expected_ns > deadline_ns:
-                    return f"the time budget has no room for the step {step}", None
-                self.journal.commit(
-                    LevelStarted(at_ns=self.site.now_ns(), cell=cell.id, attempt=attempt, level=len(history), spec=spec)
-                )
-                self.progress.level_started(cell, spec, bench.expected_seconds(spec))
-                commit = await bench.measure(spec, died, level=len(history))
-                self.progress.level_committed(cell, commit)
-                if died.done():
-                    return None, died.result()
 
+        async def climb(standing: Standing) -> Ended:
+            while isinstance(step := self._next(cell), Measure):
+                spec = standing.bench.spec(step)
+                expected_s = standing.bench.expected_seconds(spec)
+                if deadline_ns is not None and self.site.now_ns() + round(expected_s * NS_PER_S) > deadline_ns:
+                    return Ended(note=f"the time budget has no room for the step {step}")
+                await standing.measure(spec, expected_s)
+                if standing.death is not None:
+                    return Ended(failure=standing.death)
+            return Ended()
 
-@contextlib.contextmanager
-def _death(server: Server) -> Iterator[asyncio.Task[ServerFailure]]:
-    """A task that ends when the server is gone though nobody stopped it."""
-    task = asyncio.ensure_future(server.died())
-    try:
-        yield task
-    finally:
-        task.cancel()
+        return climb

@@ -16,7 +16,8 @@ from orchestrator.journal import Journal, Lines
 from orchestrator.judge.level import decided_early, judge_level
 from orchestrator.judge.looks import RunningLooks
 from orchestrator.judge.search import Measure
-from orchestrator.load.capacity import USUAL_TOKENS_PER_S, Expected, expected, workers_needed
+from orchestrator.known import Known
+from orchestrator.load.capacity import Expected, workers_needed
 from orchestrator.metrics import is_good, level_stats
 from orchestrator.plan import Cell, Plan
 from orchestrator.progress import Progress
@@ -82,8 +83,15 @@ class Load(Protocol):
     async def play(self, asked: Asked) -> Played: ...
 
 
-_WHOLE = ("sentinel", "prefill", "recovery", "soak")
+_WHOLE = ("sentinel", "prefill", "recovery", "soak", "pair")
 """Levels whose SLO is not asked for: they are not ended early."""
+
+
+def load_processes(plan: Plan, cell: Cell, load: Expected) -> int:
+    """As many load processes as the plan says; else as are needed for this. None loads a simulated card."""
+    if cell.deployment.launch == "simulated":
+        return 1
+    return workers_needed(load, usable_cpus()) if plan.client.workers is None else plan.client.workers
 
 
 class Bench:
@@ -103,19 +111,8 @@ class Bench:
 
     # --- what a level is ----------------------------------------------------------------------------------------
 
-    def _commits(self) -> list[LevelCommitted]:
-        """Of the levels that say how long a request takes at a concurrency."""
-        own = (e for e in self._journal.events if isinstance(e, LevelCommitted) and e.cell == self._cell.id)
-        return [e for e in own if not e.run.spec.is_open and e.run.spec.purpose != "prefill"]
-
-    def _expected_e2e_s(self, concurrency: int) -> float:
-        """Ê: mean end-to-end time expected at a level: the nearest measured level's times c/c_prev; 0 = unknown."""
-        known = [c for c in self._commits() if c.stats.e2e_ms.mean is not None]
-        if not known:
-            return 0.0
-        nearest = min(known, key=lambda c: abs(c.run.spec.concurrency - concurrency))
-        mean_ms = nearest.stats.e2e_ms.mean or 0.0
-        return mean_ms / 1000 * max(1.0, concurrency / nearest.run.spec.concurrency)
+    def _known(self) -> Known:
+        return Known.of(self._journal.events, self._cell.id)
 
     def spec(self, step: Measure) -> LevelSpec:
         """The level that a step of the search asks for, under the plan's rules.
@@ -123,52 +120,26 @@ class Bench:
         The n-th level at a concurrency asks the same list on every stack, however the searches came there: that makes
         pairs for a comparison.
         """
+        known = self._known()
         if step.rate_per_s is not None:
             spec = open_spec(step, self._plan, self._cell)
-            return msgspec.structs.replace(spec, workers=self._workers(self._expected_open(step.rate_per_s)))
-        spec = level_spec(
-            step, self._plan.ramp, self._seed(step, step.replicate), self._expected_e2e_s(step.concurrency)
-        )
+            lengths = self._plan.workload(self._cell).stats(self._cell.workload.context_tokens)
+            load = known.open(step.rate_per_s, lengths.output_mean)
+            return msgspec.structs.replace(spec, workers=load_processes(self._plan, self._cell, load))
+        expected_s = known.e2e_s(step.concurrency)
+        spec = level_spec(step, self._plan.ramp, self._seed(step, step.replicate), expected_s)
         return msgspec.structs.replace(
             spec,
             lengths_seed=None if step.lengths_of is None else self._seed(step, step.lengths_of),
-            workers=self._workers(self._expected_closed(step.concurrency)),
+            workers=load_processes(self._plan, self._cell, known.closed(step.concurrency)),
         )
 
     def _seed(self, step: Measure, replicate: int) -> int:
         return level_seed(self._plan.seed, self._cell.workload.name, step.concurrency, "level", replicate)
 
-    def _workers(self, load: Expected) -> int:
-        """As many load processes as the plan says; else as are needed for this. None loads a simulated card."""
-        if self._cell.deployment.launch == "simulated":
-            return 1
-        asked = self._plan.client.workers
-        return workers_needed(load, usable_cpus()) if asked is None else asked
-
-    def _expected_closed(self, concurrency: int) -> Expected:
-        """As many streams as users, each as fast as at the nearest level."""
-        known = [c for c in self._commits() if c.stats.output_tokens_per_s is not None and c.stats.mean_in_flight]
-        if not known:
-            return expected(concurrency)
-        nearest = min(known, key=lambda c: abs(c.run.spec.concurrency - concurrency))
-        return expected(concurrency, (nearest.stats.output_tokens_per_s or 0.0) / (nearest.stats.mean_in_flight or 1.0))
-
-    def _expected_open(self, rate_per_s: float) -> Expected:
-        """Little's law, with the longest mean time of a request that a level has shown."""
-        lengths = self._plan.workload(self._cell).stats(self._cell.workload.context_tokens)
-        events_per_s = rate_per_s * lengths.output_mean
-        known = [c.stats.e2e_ms.mean for c in self._commits() if c.stats.e2e_ms.mean is not None]
-        if not known:
-            return Expected(events_per_s / USUAL_TOKENS_PER_S, events_per_s)
-        return Expected(rate_per_s * max(known) / 1000, events_per_s)
-
     def expected_seconds(self, spec: LevelSpec) -> float:
         """How long a level will take, for the display."""
-        if spec.is_open:
-            return spec.min_seconds
-        each = self._expected_e2e_s(spec.concurrency)
-        generations = spec.warmup_generations + spec.requests / spec.concurrency + 1
-        return min(spec.max_seconds, spec.ramp_seconds + max(spec.min_seconds, each * generations))
+        return self._known().seconds(spec)
 
     # --- measuring ----------------------------------------------------------------------------------------------
 

@@ -152,6 +152,7 @@ Purpose = Literal[
     "replay",
     "recovery",
     "soak",
+    "pair",
 ]
 
 
@@ -542,12 +543,41 @@ class AskedCell(Record, frozen=True, kw_only=True):
     """Why nothing was predicted, one sentence."""
 
 
+Side = Literal["a", "b"]
+
+
+class Turn(Record, frozen=True, kw_only=True):
+    """One side of a pair, on a server of its own."""
+
+    pair: int
+    """From 1."""
+    side: Side
+
+
+class AskedPairs(Record, frozen=True, kw_only=True):
+    """Two cells to be compared in pairs of levels, as the plan says it. The events of all its servers carry `id`."""
+
+    id: str
+    a: str
+    """Cell."""
+    b: str
+    order: tuple[Turn, ...]
+    """In blocks of two pairs, ABBA or BAAB."""
+    concurrency: int | None = None
+    """None: the highest that both cells hold."""
+    throughput_margin: float
+    """Within which two throughputs count as no different; a share."""
+    ttft_margin: float
+    """The same of p95 TTFT."""
+
+
 class Asked(Record, frozen=True, kw_only=True):
     """The question of a run, fixed before its first level."""
 
     title: str = ""
     slo: Slo = Slo()
     cells: tuple[AskedCell, ...] = ()
+    comparisons: tuple[AskedPairs, ...] = ()
     budget_minutes: float | None = None
     demand: Demand = Demand()
     cost: Cost = Cost()
@@ -584,6 +614,8 @@ class CellStarted(Event, frozen=True, kw_only=True, tag="cell-started"):
     fingerprint: str
     attempt: int
     neighbours: tuple[Neighbour, ...] = ()
+    turn: Turn | None = None
+    """Of a comparison: what this server is for."""
 
 
 class ServerStarting(Event, frozen=True, kw_only=True, tag="server-starting"):

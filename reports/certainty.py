@@ -1,7 +1,7 @@
 """How sure the figures of one level are: two-sided 95 % intervals from the level's own requests.
 
 They hold within one run of one server. How much a fresh run differs is another question, which takes paired runs
-(`reports.comparison`).
+(`orchestrator.judge.claims`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from orchestrator.clock import NS_PER_S
 from orchestrator.judge.bounds import (
     BATCHES,
+    Estimate,
     attainment_bounds,
     batch_mean_bounds,
     least_n_eff,
@@ -35,16 +36,6 @@ ALPHA = 0.05
 """Shared by both sides."""
 P95 = 9500
 """In basis points."""
-
-
-class Estimate(msgspec.Struct, frozen=True, kw_only=True):
-    """A figure with its interval. None = no such value, or not bounded on that side."""
-
-    value: float | None = None
-    lower: float | None = None
-    upper: float | None = None
-    n_eff: float | None = None
-    """How many independent requests would say as much."""
 
 
 class Certainty(msgspec.Struct, frozen=True, kw_only=True):

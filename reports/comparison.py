@@ -6,23 +6,19 @@ output throughput and p95 TTFT at the reference concurrency, and what holds; all
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import msgspec
 
 from orchestrator.errors import JournalError
-from orchestrator.judge.compare import equivalence, holm, log_ratio, log_ratios, pairs_needed
+from orchestrator.judge.claims import THROUGHPUT, TTFT, Bracket, Claim, Word, adjusted, what_holds
 from orchestrator.judge.steps import SEARCHING
 from orchestrator.records import AskedCell
-from reports.certainty import Estimate
-from reports.result import CellResult, LevelResult, Result
-from reports.sections.decision import broke_at
+from reports.levels import LevelResult
+from reports.pairs import paired_claims
+from reports.result import CellResult, Result, broke_at
 
-ALPHA = 0.05
-Word = Literal["better", "worse", "no different", "not decided"]
-"""Of B against A. ``no different``: within the margin, shown by two one-sided tests."""
 Difference = Literal["version", "machine", "limits", "lengths", "cache", "tokens", "workload"]
 NAMES: dict[Difference, str] = {
     "version": "version of the load generator",
@@ -35,32 +31,6 @@ NAMES: dict[Difference, str] = {
 }
 MAY_DIFFER: tuple[Difference, ...] = ("version", "machine", "limits", "cache", "tokens")
 """What may be the difference under test. Other requests are another question."""
-
-
-class Claim(msgspec.Struct, frozen=True, kw_only=True):
-    """One declared metric, B against A."""
-
-    metric: str
-    unit: str
-    term: str
-    more_is_better: bool
-    a: Estimate
-    b: Estimate
-    ratio: float | None
-    lower: float | None
-    """Ends of the 95 % interval of the ratio between runs; None with fewer than two pairs."""
-    upper: float | None
-    pairs: int
-    p: float | None
-    p_adjusted: float | None
-    """Holm's, over all claims of the comparison."""
-    margin: float | None
-    p_equivalent: float | None
-    """Of two one-sided tests against the margin."""
-    word: Word
-    why: str
-    pairs_needed: int | None = None
-    """Pairs that would give an interval of +- the margin, with the scatter that was seen."""
 
 
 class PairedLevel(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,13 +107,14 @@ def comparison(a: Result, b: Result, sides: Sequence[tuple[Side, Side]], under_t
             f"Measure both on the same terms, or name the difference under test ({', '.join(MAY_DIFFER)}).",
         )
     cells = [_cell(one, other) for one, other in sides]
+    claims = adjusted([cell.claims for cell in cells])
     return Comparison(
         run_a=a.run_id,
         run_b=b.run_id,
         title_a=a.title,
         title_b=b.title,
         simulated=a.simulated or b.simulated,
-        cells=tuple(_adjusted(cells)),
+        cells=tuple(msgspec.structs.replace(cell, claims=own) for cell, own in zip(cells, claims, strict=True)),
     )
 
 
@@ -290,156 +261,13 @@ def _cell(a: Side, b: Side) -> CellComparison:
             *_deployments_differ(a.cell.asked, b.cell.asked),
             *(f"{NAMES[name]}: {told}" for name, told in differences(a, b).items()),
         ),
-        claims=(
-            _claim(_THROUGHPUT, used),
-            _claim(_TTFT, used),
-            _held(a.cell, b.cell),
-        ),
+        claims=(*paired_claims(used, THROUGHPUT, TTFT), what_holds(*(_bracket(side.cell) for side in (a, b)))),
         levels=tuple(_paired(one, other) for one, other in found),
     )
 
 
-class _Metric(NamedTuple):
-    name: str
-    unit: str
-    term: str
-    more_is_better: bool
-    margin: float
-    read: Callable[[LevelResult], float | None]
-    known: Callable[[LevelResult], Estimate]
-
-
-_THROUGHPUT = _Metric(
-    "Output throughput",
-    "tokens/s",
-    "throughput",
-    True,
-    0.03,
-    lambda v: v.stats.output_tokens_per_s,
-    lambda v: v.certainty.output_tokens_per_s,
-)
-_TTFT = _Metric("TTFT p95", "ms", "ttft", False, 0.05, lambda v: v.stats.ttft_ms.p95, lambda v: v.certainty.ttft_p95_ms)
-
-
-def _claim(metric: _Metric, used: Sequence[tuple[LevelResult, LevelResult]]) -> Claim:
-    values = [(one, other) for one, other in used if metric.read(one) and metric.read(other)]
-    a, b = ([metric.read(pair[side]) or 0.0 for pair in values] for side in (0, 1))
-    ratio = math.exp(sum(log_ratios(a, b)) / len(values)) if values else None
-    claim = Claim(
-        metric=metric.name,
-        unit=metric.unit,
-        term=metric.term,
-        more_is_better=metric.more_is_better,
-        a=metric.known(used[-1][0]) if used else Estimate(),
-        b=metric.known(used[-1][1]) if used else Estimate(),
-        ratio=ratio,
-        lower=None,
-        upper=None,
-        pairs=len(values),
-        p=None,
-        p_adjusted=None,
-        margin=metric.margin,
-        p_equivalent=None,
-        word="not decided",
-        why="no value in both runs at one concurrency",
-    )
-    if len(values) < len(used):
-        # Of the pairs that are left one would be told only how they do where they do well.
-        lost = f"{len(used) - len(values)} of {len(used)} pairs have no value on one side"
-        return msgspec.structs.replace(claim, ratio=None, why=f"{lost}: too many requests failed, or it is not told")
-    if len(values) == 1:
-        return _within_runs(claim)
-    if not values:
-        return claim
-    found, same = log_ratio(a, b, ALPHA), equivalence(log_ratios(a, b), metric.margin)
-    means = [Estimate(value=math.exp(sum(map(math.log, side)) / len(side))) for side in (a, b)]
-    return msgspec.structs.replace(
-        claim,
-        a=means[0],
-        b=means[1],
-        lower=found.lower,
-        upper=found.upper,
-        p=found.p,
-        p_equivalent=same.p,
-        pairs_needed=_pairs_needed(found.deviation, metric.margin),
-    )
-
-
-def _pairs_needed(deviation: float, margin: float) -> int | None:
-    """None where the runs agree to the digit, or scatter so much that no number of pairs is practical."""
-    half_width = math.log1p(margin)
-    return pairs_needed(deviation, half_width, ALPHA) if 0 < deviation < 20 * half_width else None
-
-
-def _within_runs(claim: Claim) -> Claim:
-    """One pair: only intervals that do not overlap say anything, and nothing of the next run."""
-    word = _apart(claim.a, claim.b, more_is_better=claim.more_is_better)
-    why = "one pair: its intervals within the runs " + ("overlap" if word == "not decided" else "do not overlap")
-    return msgspec.structs.replace(claim, word=word, why=why)
-
-
-def _apart(a: Estimate, b: Estimate, *, more_is_better: bool) -> Word:
-    """Whether two intervals lie apart; an end that is not bounded overlaps everything on its side."""
-    if a.lower is not None and b.upper is not None and b.upper < a.lower:
-        return "worse" if more_is_better else "better"
-    if b.lower is not None and a.upper is not None and a.upper < b.lower:
-        return "better" if more_is_better else "worse"
-    return "not decided"
-
-
-def _held(a: CellResult, b: CellResult) -> Claim:
-    """What holds: a run's bracket is its interval, and brackets that do not overlap are the claim."""
-    brackets = [(cell.verdict.c_ok, broke_at(cell)) for cell in (a, b)]
-    (ok_a, bad_a), (ok_b, bad_b) = brackets
-    word: Word = "not decided"
-    why = "the brackets of the two breaks overlap"
-    if ok_a is not None and bad_b is not None and bad_b <= ok_a:
-        word, why = "worse", f"A held {ok_a} users, and B broke at {bad_b}"
-    elif ok_b is not None and bad_a is not None and bad_a <= ok_b:
-        word, why = "better", f"B held {ok_b} users, and A broke at {bad_a}"
-    elif bad_a is None or bad_b is None:
-        why = "no break was found on both sides"
-    return Claim(
-        metric="Holds",
-        unit="users",
-        term="c_ok",
-        more_is_better=True,
-        a=Estimate(value=ok_a, lower=ok_a, upper=bad_a),
-        b=Estimate(value=ok_b, lower=ok_b, upper=bad_b),
-        ratio=ok_b / ok_a if ok_a and ok_b else None,
-        lower=None,
-        upper=None,
-        pairs=1,
-        p=None,
-        p_adjusted=None,
-        margin=None,
-        p_equivalent=None,
-        word=word,
-        why=why,
-    )
-
-
-def _adjusted(cells: Sequence[CellComparison]) -> Iterator[CellComparison]:
-    """Holm over the claims of all cells, and the words that follow."""
-    adjusted = iter(holm([claim.p for cell in cells for claim in cell.claims if claim.p is not None]))
-    for cell in cells:
-        claims = tuple(claim if claim.p is None else _decided(claim, next(adjusted)) for claim in cell.claims)
-        yield msgspec.structs.replace(cell, claims=claims)
-
-
-def _decided(claim: Claim, p_adjusted: float) -> Claim:
-    word: Word = "not decided"
-    why = f"{claim.pairs} pairs do not tell them apart, nor show them within {claim.margin or 0:.0%}"
-    if claim.pairs_needed is not None and claim.pairs_needed > claim.pairs:
-        why += (
-            f"; with this scatter about {claim.pairs_needed} pairs give an interval of \u00b1 {claim.margin or 0:.0%}"
-        )
-    if claim.p_equivalent is not None and claim.p_equivalent < ALPHA:
-        word, why = "no different", f"{claim.pairs} pairs show them within {claim.margin or 0:.0%}"
-    elif p_adjusted < ALPHA:
-        word = "better" if ((claim.ratio or 1.0) > 1) == claim.more_is_better else "worse"
-        why = f"{claim.pairs} pairs tell them apart"
-    return msgspec.structs.replace(claim, p_adjusted=p_adjusted, word=word, why=why)
+def _bracket(cell: CellResult) -> Bracket:
+    return Bracket(cell.verdict.c_ok, broke_at(cell))
 
 
 def _paired(a: LevelResult, b: LevelResult) -> PairedLevel:

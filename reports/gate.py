@@ -8,8 +8,8 @@ from typing import Literal
 import msgspec
 
 from reports.comparison import Comparison, Side, comparison
-from reports.result import CellResult, Result
-from reports.sections.decision import broke_at, in_short
+from reports.result import CellResult, Result, broke_at
+from reports.sections.decision import in_short
 
 GateWord = Literal["SIGNED", "PROVISIONAL", "REFUSED", "UNDECIDED"]
 

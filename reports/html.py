@@ -124,6 +124,7 @@ def render(found: Result, plan_text: str) -> str:
         times=times.lines(found),
         incidents=[(cell.asked, incident) for cell in found.cells for incident in cell.incidents],
         hardware_notes=belief.hardware_notes(found),
+        pairs=versus.in_pairs(found),
         health=belief.health(found),
         sureness=belief.sureness(found),
         remarks=belief.remarks(found),

@@ -14,35 +14,26 @@ import msgspec
 
 from orchestrator.clock import NS_PER_S
 from orchestrator.errors import HostError, JournalError
-from orchestrator.journal import RunFiles, hash_files, sha256
+from orchestrator.journal import RunFiles, hash_files
+from orchestrator.judge.claims import Bracket
 from orchestrator.judge.gaps import Shrunk
-from orchestrator.judge.level import judge_level
 from orchestrator.judge.margin import CellVerdict, cell_verdict
 from orchestrator.judge.search import Measure, Outcome, Progress, SearchRules, progress
-from orchestrator.judge.soak import Soak, soak_of
-from orchestrator.metrics import Series, TokenEvents, level_stats, measured_records, output_arrivals, steady_window
+from orchestrator.judge.soak import Soak
 from orchestrator.records import (
     Asked,
     AskedCell,
-    ClientHealth,
     Cost,
     Demand,
-    LevelCommitted,
-    LevelRun,
-    LevelStats,
-    LevelVerdict,
-    Purpose,
-    RequestRecord,
     Sample,
     ServerFailure,
     ServerRecord,
     Slo,
 )
-from reports.certainty import Certainty, certainty
-from reports.compat import Compat, compat
-from reports.course import Course, course
 from reports.economy import Economy, cards_of, economy
-from reports.ledger import Ledger, held_tokens, ledger
+from reports.ledger import Ledger, ledger
+from reports.levels import LevelResult, held_at, level_result
+from reports.pairs import PairsResult, pairs_results
 from reports.reconcile import Lesson, Reconciliation, lesson_of, reconcile
 from reports.run import Attempt, Cell, Level, Run, read_run
 from reports.timeline import Span, Timeline, best_source, memory_series, source_words, thin, to_seconds
@@ -54,46 +45,6 @@ RESULT_SCHEMA = 1
 Hardware = Literal["gpu", "cpu", "simulated", "unknown"]
 CellOutcome = Literal["measured", "cut", "failed", "unfinished", "not started"]
 RunOutcome = Literal["complete", "interrupted", "failed", "unfinished"]
-
-
-class LevelResult(msgspec.Struct, frozen=True, kw_only=True):
-    """One concurrency, measured once. Times in seconds from the start of the attempt."""
-
-    level: int
-    """Order of measuring within the cell, from 0."""
-    attempt: int
-    concurrency: int
-    purpose: Purpose
-    rate_per_s: float | None
-    """Of an open level: mean rate at which requests were due; its concurrency is 0, and its times count from due."""
-    arrivals: str
-    """Of an open level: how they came."""
-    seed: int
-    started_s: float
-    ended_s: float
-    cut: str | None
-    undrained: int
-    stats: LevelStats
-    verdict: LevelVerdict
-    health: ClientHealth
-    workload_sha256: str
-    """Of everything that was demanded; a faster server is asked for more within the least time."""
-    list_sha256: str
-    """Of the lengths that the first N measured requests asked in order, N being the least number of the level."""
-    kv_held_tokens: int | None
-    """Most tokens that requests under way held at one time, by their own counts."""
-    judged_again: Literal["same", "differs"]
-    """Whether the raw records, judged by this version, give the stored verdict."""
-    certainty: Certainty
-    compat: Compat
-    course: Course
-    tokens_from: tuple[str, ...]
-    """Where the token counts of the successes come from."""
-    power_w: float | None
-    """Mean power of the cards over the steady window, where NVML tells it."""
-    energy_j_per_output_token: float | None
-    soak: Soak | None
-    """What a soak showed over its time; None = it is no soak."""
 
 
 class Bill(msgspec.Struct, frozen=True, kw_only=True):
@@ -184,81 +135,10 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     plan_sha256: str
     overrides: tuple[str, ...]
     cells: tuple[CellResult, ...]
+    comparisons: tuple[PairsResult, ...] = ()
+    """Those that the plan asks for, measured in pairs."""
     files: dict[str, str]
     """SHA-256 of each raw file, by path within the run directory."""
-
-
-# --- levels -----------------------------------------------------------------------------------------------------
-
-
-def _level(level: Level, started_ns: int, watched: Sequence[Sample], slo: Slo, counted: Counted) -> LevelResult:
-    """One level, its records read once and kept by nobody; their lengths are added to `counted`."""
-    commit = level.commit
-    run, verdict, stats = commit.run, commit.verdict, commit.stats
-    records = level.records()
-    events = TokenEvents.of(records)
-    counted.add(records)
-    samples = [sample for sample in watched if run.started_ns <= sample.at_ns <= commit.at_ns]
-    arrivals = output_arrivals(records, (run.started_ns, run.ended_ns), events)
-    power = _power_w(samples, run)
-    rate = stats.output_tokens_per_s
-    return LevelResult(
-        level=commit.level,
-        attempt=commit.attempt,
-        concurrency=run.spec.concurrency,
-        purpose=run.spec.purpose,
-        rate_per_s=run.spec.rate_per_s,
-        arrivals=run.spec.arrivals,
-        seed=run.spec.seed,
-        started_s=round((run.started_ns - started_ns) / NS_PER_S, 3),
-        ended_s=round((run.ended_ns - started_ns) / NS_PER_S, 3),
-        cut=run.cut,
-        undrained=run.undrained,
-        stats=stats,
-        verdict=verdict,
-        health=run.health,
-        workload_sha256=commit.workload_sha256,
-        list_sha256=_list_sha256(records, run.spec.requests),
-        kv_held_tokens=held_tokens(records, events),
-        judged_again="same" if _agrees(commit, records, events, samples, slo) else "differs",
-        certainty=certainty(run, records, slo, arrivals),
-        compat=compat(records, events),
-        course=course(run, records, samples, arrivals),
-        tokens_from=tuple(sorted({r.tokens_from for r in records if r.failure is None})),
-        power_w=power,
-        energy_j_per_output_token=power / rate if power is not None and rate else None,
-        soak=soak_of(run, records, samples) if run.spec.purpose == "soak" else None,
-    )
-
-
-def _list_sha256(records: Sequence[RequestRecord], most: int) -> str:
-    asked = "".join(f"{r.asked_in} {r.asked_out}\n" for r in measured_records(records)[:most])
-    return sha256(asked.encode())
-
-
-def _power_w(samples: Sequence[Sample], run: LevelRun) -> float | None:
-    """Mean power over the steady window, added up over the cards that were watched."""
-    window = steady_window(run)
-    cards = sorted({sample.source for sample in samples if sample.source.startswith("gpu:")})
-    if window is None:
-        return None
-    read = [values for card in cards if len(values := Series.of(samples, card, "power_w").within(window).values)]
-    return float(sum(values.mean() for values in read)) if read else None
-
-
-def _agrees(
-    commit: LevelCommitted, records: Sequence[RequestRecord], events: TokenEvents, samples: Sequence[Sample], slo: Slo
-) -> bool:
-    """Judge the level again from its raw records: the same counts and the same words?"""
-    stats = level_stats(commit.run, records, samples, slo, events=events)
-    verdict = judge_level(commit.run, stats, records, samples, slo, hard_break=commit.verdict.hard_break)
-    return (stats.offered, stats.good, stats.failed, verdict.valid, verdict.verdict) == (
-        commit.stats.offered,
-        commit.stats.good,
-        commit.stats.failed,
-        commit.verdict.valid,
-        commit.verdict.verdict,
-    )
 
 
 # --- verdict ----------------------------------------------------------------------------------------------------
@@ -435,13 +315,15 @@ def _ledger(cell: Cell, watched: dict[int, list[Sample]], levels: Sequence[Level
     return ledger(attempt, watched[attempt.number], own, {level.level: level.kv_held_tokens for level in levels})
 
 
-def held_at(levels: Sequence[LevelResult], concurrency: int | None) -> LevelResult | None:
-    """The level that speaks for a concurrency that holds: the latest valid one that passed. Where runs are pooled, it
-    may hold though no single run of it was decided."""
-    own = [level for level in levels if level.concurrency == concurrency and level.verdict.valid]
-    passed = [level for level in own if level.verdict.verdict == "PASS"]
-    undecided = [level for level in own if level.verdict.verdict == "UNDECIDED" and level.purpose != "sentinel"]
-    return max(passed or undecided, key=_order, default=None)
+def break_of(cell: CellResult) -> LevelResult | None:
+    """The level that the verdict names as the break."""
+    return next((level for level in cell.levels if level.level == cell.verdict.break_level), None)
+
+
+def broke_at(cell: CellResult) -> int | None:
+    """Users at which it was shown to break; None also where the level above the last that held was not decided."""
+    level = break_of(cell)
+    return level.concurrency if level is not None and level.verdict.verdict == "FAIL" else None
 
 
 def _economy(
@@ -462,21 +344,17 @@ def _economy(
     )
 
 
-def _order(level: LevelResult) -> int:
-    return level.level
-
-
 def _cell(cell: Cell, asked: Asked, host: Mapping[str, object], lessons: dict[str, Lesson]) -> CellResult:
     watched = {attempt.number: attempt.samples() for attempt in cell.attempts}
     started = {attempt.number: attempt.started_ns for attempt in cell.attempts}
     timeline = _timeline(cell, watched)
     counted = Counted()
     levels = tuple(
-        _level(level, started[level.commit.attempt], watched[level.commit.attempt], asked.slo, counted)
+        level_result(level, started[level.commit.attempt], watched[level.commit.attempt], asked.slo, counted)
         for level in cell.levels
     )
     checks = tuple(
-        _level(level, started[level.commit.attempt], watched[level.commit.attempt], asked.slo, Counted())
+        level_result(level, started[level.commit.attempt], watched[level.commit.attempt], asked.slo, Counted())
         for level in cell.checks
     )
     try:
@@ -540,6 +418,11 @@ def result(run: Run) -> Result:
         plan_sha256=opened.plan_sha256,
         overrides=opened.overrides,
         cells=cells,
+        comparisons=pairs_results(
+            run.comparisons,
+            {c.asked.cell: (c.asked, Bracket(c.verdict.c_ok, broke_at(c))) for c in cells},
+            run.asked.slo,
+        ),
         files={name: digest for name, digest in hash_files(run.path) if _is_raw(name)},
     )
 

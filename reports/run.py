@@ -18,6 +18,7 @@ from orchestrator.records import (
     AnyEvent,
     Asked,
     AskedCell,
+    AskedPairs,
     CellFinished,
     CellStarted,
     LevelCommitted,
@@ -33,6 +34,7 @@ from orchestrator.records import (
     ServerRecord,
     ServerStarting,
     ServerStopped,
+    Turn,
 )
 
 _LOG_TAIL_BYTES = 16 * 1024
@@ -53,6 +55,8 @@ class Attempt:
     ready_ns: int | None = None
     stopped_ns: int | None = None
     failure: ServerFailure | None = None
+    turn: Turn | None = None
+    """Of a comparison in pairs: what this server was for."""
 
     def samples(self) -> list[Sample]:
         """Everything that was watched during the attempt, oldest first."""
@@ -116,6 +120,18 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
+class Pairing:
+    """A comparison in pairs, with all that was tried."""
+
+    asked: AskedPairs
+    attempts: tuple[Attempt, ...] = ()
+    """A server for each turn, and for each that was interrupted and taken again."""
+    levels: tuple[Level, ...] = ()
+    """Sentinels and levels in the order in which they were measured."""
+    finished: CellFinished | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """A run directory."""
 
@@ -126,6 +142,7 @@ class Run:
     closed: RunClosed | None
     asked: Asked
     cells: tuple[Cell, ...]
+    comparisons: tuple[Pairing, ...] = ()
 
     def plan_text(self) -> str:
         """The plan as given, at most its first MiB; "" if the copy is gone."""
@@ -144,8 +161,9 @@ def read_run(path: Path) -> Run:
     asked = openings[0].asked or Asked()
     by_cell = _by_cell(events)
     known = {cell.cell: cell for cell in asked.cells}
-    names = list(known) + [name for name in by_cell if name not in known]
-    for name in names:
+    in_pairs = {pairs.id: pairs for pairs in asked.comparisons}
+    names = list(known) + [name for name in by_cell if name not in known and name not in in_pairs]
+    for name in (*names, *in_pairs):
         if name in ("", "..") or Path(name).name != name:
             raise JournalError(f"{path} names a cell {name[:80]!r}, which is no file name.", "The journal was changed.")
     return Run(
@@ -155,6 +173,7 @@ def read_run(path: Path) -> Run:
         closed=last if isinstance(last, RunClosed) else None,
         asked=asked,
         cells=tuple(_cell(path, name, known.get(name), by_cell.get(name, [])) for name in names),
+        comparisons=tuple(_pairing(path, pairs, by_cell.get(name, [])) for name, pairs in in_pairs.items()),
     )
 
 
@@ -186,8 +205,22 @@ def _cell(run: Path, name: str, asked: AskedCell | None, events: Sequence[AnyEve
         levels=tuple(Level(run, commit) for commit in levels if commit.run.spec.purpose not in CHECKING),
         checks=tuple(Level(run, commit) for commit in commits if commit.run.spec.purpose in CHECKING),
         unfinished=_unfinished(events),
-        finished=next((event for event in reversed(events) if isinstance(event, CellFinished)), None),
+        finished=_finished(events),
     )
+
+
+def _pairing(run: Path, asked: AskedPairs, events: Sequence[AnyEvent]) -> Pairing:
+    commits = [event for event in events if isinstance(event, LevelCommitted)]
+    return Pairing(
+        asked=asked,
+        attempts=_attempts(run, events),
+        levels=tuple(Level(run, commit) for commit in commits),
+        finished=_finished(events),
+    )
+
+
+def _finished(events: Sequence[AnyEvent]) -> CellFinished | None:
+    return next((event for event in reversed(events) if isinstance(event, CellFinished)), None)
 
 
 def _attempts(run: Path, events: Iterable[AnyEvent]) -> tuple[Attempt, ...]:
@@ -195,7 +228,9 @@ def _attempts(run: Path, events: Iterable[AnyEvent]) -> tuple[Attempt, ...]:
     for event in events:
         match event:
             case CellStarted():
-                found[event.attempt] = Attempt(run, event.cell, event.attempt, event.at_ns, neighbours=event.neighbours)
+                found[event.attempt] = Attempt(
+                    run, event.cell, event.attempt, event.at_ns, neighbours=event.neighbours, turn=event.turn
+                )
             case ServerStarting() | ServerReady() | ServerStopped() if event.attempt in found:
                 found[event.attempt] = _with(found[event.attempt], event)
     return tuple(found[number] for number in sorted(found))

@@ -1,4 +1,4 @@
-"""`loadproof compare`: two runs, or two deployments of one, side by side."""
+"""`loadproof compare`: two runs side by side, two deployments of one, or what one run measured in pairs."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ from pathlib import Path
 import click
 import msgspec
 
+from orchestrator.errors import JournalError
 from orchestrator.host import require_folder
-from reports.comparison import MAY_DIFFER, CellComparison, Claim, Comparison, compare
+from orchestrator.judge.claims import Claim
+from reports.comparison import MAY_DIFFER, CellComparison, Comparison, compare
 from reports.figures import clean, significant
 from reports.html import write_comparison
-from reports.result import result
+from reports.pairs import PairsResult
+from reports.result import Result, result
 from reports.run import read_run
+from reports.sections.versus import pairs_sentence
 from stacks.simulated.accuracy import SENTENCE
 
 
 @click.command("compare")
 @click.argument("run_a", metavar="RUN_A", type=click.Path(path_type=Path))
-@click.argument("run_b", metavar="RUN_B", type=click.Path(path_type=Path))
+@click.argument("run_b", metavar="[RUN_B]", required=False, type=click.Path(path_type=Path))
 @click.option("--a", "name_a", metavar="NAME", help="Deployment of RUN_A (default: those of the same name).")
 @click.option("--b", "name_b", metavar="NAME", help="Deployment of RUN_B.")
 @click.option(
@@ -29,7 +33,7 @@ from stacks.simulated.accuracy import SENTENCE
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def compare_runs(
     run_a: Path,
-    run_b: Path,
+    run_b: Path | None,
     name_a: str | None,
     name_b: str | None,
     under_test: tuple[str, ...],
@@ -38,9 +42,16 @@ def compare_runs(
 ) -> None:
     """Compare RUN_B against RUN_A: ratios with their intervals, never points against points.
 
-    Two deployments of one run: name the run twice and choose with --a and --b. Refuses (exit 5) what was not measured
-    on the same terms and names what differs.
+    With RUN_A alone: what that run measured in pairs ([[compare]] in its plan). Two deployments of one run by the
+    levels of their searches: name the run twice and choose with --a and --b. Refuses (exit 5) what was not measured on
+    the same terms and names what differs.
     """
+    if run_b is None:
+        if name_a or name_b or under_test or html:
+            raise click.UsageError("--a, --b, --under-test and --html belong to two runs; name RUN_B too.")
+        alone = result(read_run(run_a))
+        click.echo(msgspec.json.encode(_own(alone)).decode() if as_json else "\n".join(_in_pairs(alone)))
+        return
     first, second = read_run(run_a), read_run(run_b)  # what is no run is told before the work
     if html is not None:
         require_folder(html)
@@ -51,6 +62,35 @@ def compare_runs(
     if html is not None:
         write_comparison(a, b, found, html)
         click.echo(f"Comparison: {html}", err=as_json)
+
+
+def _own(run: Result) -> tuple[PairsResult, ...]:
+    """What a run measured in pairs."""
+    if not run.comparisons:
+        raise JournalError(
+            f"{run.run_id} measured nothing in pairs: its plan has no [[compare]].",
+            "Name a second run, or the same one again with --a and --b.",
+        )
+    return run.comparisons
+
+
+def _in_pairs(run: Result) -> Iterator[str]:
+    own = _own(run)
+    if run.simulated:
+        yield SENTENCE
+    for number, found in enumerate(own):
+        if number or run.simulated:
+            yield ""
+        yield clean(f"{found.workload}: B = {found.b} against A = {found.a}", 300)
+        yield clean(f"  {pairs_sentence(found)}", 600)
+        yield from (clean(f"  pair {pair.pair} is void: {pair.void}", 400) for pair in found.pairs if pair.void)
+        if found.withheld:
+            yield clean(f"  {' '.join(found.withheld)} Nothing is claimed of throughput and latency.", 800)
+        yield from map(_claim, found.claims)
+
+
+def _claim(claim: Claim) -> str:
+    return f"  {claim.metric:<18} {ratio_text(claim):<30} {claim.word:<13} {clean(claim.why, 400)}"
 
 
 def _told(found: Comparison) -> Iterator[str]:
@@ -67,8 +107,7 @@ def _cell(cell: CellComparison) -> Iterator[str]:
     at = "no concurrency in common" if cell.reference is None else f"at {cell.reference} users"
     yield clean(f"{cell.workload}: B = {cell.b} against A = {cell.a}, {at}", 300)
     yield from (f"  differs in {clean(text, 200)}" for text in cell.differs)
-    for claim in cell.claims:
-        yield f"  {claim.metric:<18} {ratio_text(claim):<30} {claim.word:<13} {claim.why}"
+    yield from map(_claim, cell.claims)
 
 
 def ratio_text(claim: Claim) -> str:

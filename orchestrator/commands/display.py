@@ -16,9 +16,9 @@ from rich.text import Text
 
 from orchestrator.clock import NS_PER_S, now_ns, seconds
 from orchestrator.metrics import percentile, ttft_ns
-from orchestrator.plan import Cell, Plan
+from orchestrator.plan import Cell, Paired, Plan
 from orchestrator.progress import Progress
-from orchestrator.records import CellFinished, LevelCommitted, LevelSpec, RequestRecord, ServerRecord
+from orchestrator.records import CellFinished, LevelCommitted, LevelSpec, RequestRecord, ServerRecord, Turn
 
 _MIB = 1 << 20
 
@@ -32,7 +32,14 @@ def duration(s: float) -> str:
     return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
 
 
-_COMPARED = ("sentinel", "prefill", "recovery")
+def extent(plan: Plan) -> str:
+    """How much a plan measures: ``12 cells and 1 comparison in pairs``."""
+    cells, pairs = len(plan.cells()), len(plan.comparisons())
+    told = f"{cells} cell{'' if cells == 1 else 's'}"
+    return f"{told} and {pairs} comparison{'' if pairs == 1 else 's'} in pairs" if pairs else told
+
+
+_COMPARED = ("sentinel", "prefill", "recovery", "pair")
 """Levels that are there to be compared: whether they met the SLO says nothing."""
 
 
@@ -101,14 +108,14 @@ class Quiet:
     """Nothing; the base of the others."""
 
     def run_opened(self, plan: Plan, cells: Sequence[Cell], resumed: bool) -> None: ...
-    def cell_started(self, cell: Cell, attempt: int) -> None: ...
+    def cell_started(self, cell: Cell, attempt: int, turn: Turn | None = None) -> None: ...
     def server_says(self, text: str) -> None: ...
     def server_ready(self, server: ServerRecord) -> None: ...
     def level_started(self, cell: Cell, spec: LevelSpec, expected_s: float) -> None: ...
     def record(self, record: RequestRecord) -> None: ...
     def memory(self, source: str, memory_bytes: float) -> None: ...
     def level_committed(self, cell: Cell, commit: LevelCommitted) -> None: ...
-    def cell_finished(self, cell: Cell, event: CellFinished) -> None: ...
+    def cell_finished(self, cell: Cell | Paired, event: CellFinished) -> None: ...
     def note(self, text: str) -> None: ...
 
 
@@ -124,11 +131,14 @@ class Plain(Quiet):
     def run_opened(self, plan: Plan, cells: Sequence[Cell], resumed: bool) -> None:
         expected = duration(plan.expected_total_seconds())
         told = f"which real cards would take about {expected} for" if plan.simulated else f"about {expected}"
-        self._say(f"{'resuming' if resumed else 'measuring'} {len(cells)} cells, {told}")
+        self._say(f"{'resuming' if resumed else 'measuring'} {extent(plan)}, {told}")
 
-    def cell_started(self, cell: Cell, attempt: int) -> None:
+    def cell_started(self, cell: Cell, attempt: int, turn: Turn | None = None) -> None:
         self._said_ns = now_ns()
-        self._say(f"[{cell.id}] starting" + (f" (attempt {attempt})" if attempt > 1 else ""))
+        if turn is not None:
+            self._say(f"[{cell.id}] pair {turn.pair}: starting {cell.deployment.name}")
+        else:
+            self._say(f"[{cell.id}] starting" + (f" (attempt {attempt})" if attempt > 1 else ""))
 
     def server_says(self, text: str) -> None:
         """One line in ten seconds: enough to see that a long start or a pull goes on."""
@@ -147,7 +157,7 @@ class Plain(Quiet):
     def level_committed(self, cell: Cell, commit: LevelCommitted) -> None:
         self._say(f"  {level_line(commit)}")
 
-    def cell_finished(self, cell: Cell, event: CellFinished) -> None:
+    def cell_finished(self, cell: Cell | Paired, event: CellFinished) -> None:
         detail = event.failure.message if event.failure else event.note
         self._say(f"[{cell.id}] {event.outcome}" + (f": {detail}" if detail else ""))
 
@@ -164,8 +174,8 @@ class JsonLines(Quiet):
     def run_opened(self, plan: Plan, cells: Sequence[Cell], resumed: bool) -> None:
         self._put("run-opened", title=plan.title, cells=[cell.id for cell in cells], resumed=resumed)
 
-    def cell_started(self, cell: Cell, attempt: int) -> None:
-        self._put("cell-started", cell=cell.id, attempt=attempt)
+    def cell_started(self, cell: Cell, attempt: int, turn: Turn | None = None) -> None:
+        self._put("cell-started", cell=cell.id, attempt=attempt, turn=turn)
 
     def server_ready(self, server: ServerRecord) -> None:
         self._put("server-ready", ready_s=server.ready_s, base_url=server.base_url)
@@ -192,7 +202,7 @@ class JsonLines(Quiet):
             verdict=commit.verdict,
         )
 
-    def cell_finished(self, cell: Cell, event: CellFinished) -> None:
+    def cell_finished(self, cell: Cell | Paired, event: CellFinished) -> None:
         self._put("cell-finished", cell=cell.id, outcome=event.outcome, failure=event.failure, note=event.note)
 
     def note(self, text: str) -> None:
@@ -218,8 +228,8 @@ class LivePanel(Plain):
         super().run_opened(plan, cells, resumed)
         self._expected_s = 0.0 if plan.simulated else plan.expected_total_seconds()  # virtual time is no waiting time
 
-    def cell_started(self, cell: Cell, attempt: int) -> None:
-        super().cell_started(cell, attempt)
+    def cell_started(self, cell: Cell, attempt: int, turn: Turn | None = None) -> None:
+        super().cell_started(cell, attempt, turn)
         self._cell, self._level, self._memory = cell.id, None, None
 
     def level_started(self, cell: Cell, spec: LevelSpec, expected_s: float) -> None:

@@ -12,18 +12,19 @@ from typing import Any
 import click
 import msgspec
 
-from orchestrator.asked import open_rules
+from orchestrator.asked import open_rules, turns
 from orchestrator.campaign import Campaign
 from orchestrator.clock import wall_now
-from orchestrator.commands.display import display, duration
+from orchestrator.commands.display import display, duration, extent
 from orchestrator.commands.loop import run_loop
 from orchestrator.commands.show import summary
 from orchestrator.errors import HostError, JournalError, LoadproofError, StackError
 from orchestrator.host import raise_file_limit, require_free, usable_cpus
 from orchestrator.journal import Journal, RunFiles, read_events
 from orchestrator.judge.gaps import traffic_gaps
+from orchestrator.judge.pairs import blocks_in_words
 from orchestrator.load.capacity import expected, workers_needed
-from orchestrator.plan import Cell, Plan, load_plan, parse_plan
+from orchestrator.plan import Cell, Paired, Plan, load_plan, parse_plan
 from orchestrator.records import CellFinished, RunOpened
 from reports.html import write_report
 from reports.result import write_result
@@ -130,14 +131,20 @@ def describe_json(plan: Plan) -> str:
         {"cell": cell.id, "expected_s": plan.expected_seconds(cell), "start": _command(cell)} for cell in plan.cells()
     ]
     client = {"workers": plan.client.workers, "workers_expected": _most_workers(plan)}
+    comparisons = [
+        {"id": one.id, "order": blocks_in_words(turns(plan, one)), "expected_s": plan.expected_pairs_seconds(one)}
+        for one in plan.comparisons()
+    ]
     document = {"title": plan.title, "plan_sha256": plan.sha256, "client": client, "cells": cells}
     document |= {"lacking": [str(problem) for problem in plan.lacking], "not_signed": _not_signed(plan)}
+    document |= {"comparisons": comparisons} if comparisons else {}
     return json.dumps(document, indent=1)
 
 
 def _most_workers(plan: Plan) -> int:
     """Load processes of the largest level that the plan may come to."""
     levels = [c for cell in plan.cells() for c in cell.workload.levels] or [plan.ramp.max]
+    levels += [one.concurrency for one in plan.compare if one.concurrency is not None]
     return plan.client.workers or workers_needed(expected(max(levels)), usable_cpus())
 
 
@@ -157,7 +164,7 @@ def describe(plan: Plan) -> str:
     length = duration(plan.expected_total_seconds())
     simulated = all(cell.deployment.launch == "simulated" for cell in cells)
     whole = f"which real cards would take about {length} for" if simulated else f"about {length}"
-    lines = [f"{plan.title}: {len(cells)} cells, {whole}", ""]
+    lines = [f"{plan.title}: {extent(plan)}, {whole}", ""]
     first: dict[str, str] = {}
     for cell in cells:
         lines.append(f"{cell.id}  (about {duration(plan.expected_seconds(cell))})")
@@ -169,6 +176,7 @@ def describe(plan: Plan) -> str:
                 f"{duration(plan.ramp.longest_s)}: raise ramp.max_seconds, or nothing may be confirmed"
             )
         lines.append(shown if same == cell.id or "\n" not in shown else f"  as {same}")
+    lines += [line for one in plan.comparisons() for line in _compared(plan, one)]
     lines += ["", f"Load: {load_processes(plan)}."]
     lines += [f"PROVISIONAL at best: {said}" for said in _not_signed(plan)]
     lines += [f"A run would be refused: {problem}" for problem in plan.lacking]
@@ -180,6 +188,16 @@ def _not_signed(plan: Plan) -> list[str]:
     checks = [(cell.workload.name, open_rules(plan, cell)) for cell in plan.cells()]
     told = (f"{name}: {said}" for name, own in checks if own is not None for said in traffic_gaps(own))
     return list(dict.fromkeys(told))
+
+
+def _compared(plan: Plan, one: Paired) -> Iterator[str]:
+    settings = one.settings
+    at = "the most users that both hold" if settings.concurrency is None else f"{settings.concurrency:,} users"
+    yield f"{one.id}  (about {duration(plan.expected_pairs_seconds(one))})"
+    yield (
+        f"  {settings.b} against {settings.a} at {at}: {settings.pairs} pairs in the order "
+        f"{blocks_in_words(turns(plan, one))}, each side on a server started for it"
+    )
 
 
 def _described(spec: dict[str, Any], stack: str) -> Iterator[str]:
@@ -239,7 +257,7 @@ def measure(
         raise click.exceptions.Abort
     if stopped is not None:
         raise stopped
-    _raise_for(lacking, finished)
+    _raise_for(lacking, finished, "cells and comparisons" if plan.compare else "cells")
 
 
 def _report(root: Path, *, as_json: bool, open_report: bool) -> None:
@@ -254,7 +272,7 @@ def _report(root: Path, *, as_json: bool, open_report: bool) -> None:
         click.launch(report.resolve().as_uri())
 
 
-def _raise_for(lacking: Sequence[HostError], finished: Sequence[CellFinished]) -> None:
+def _raise_for(lacking: Sequence[HostError], finished: Sequence[CellFinished], kinds: str) -> None:
     """The exit code of a run that went to its end but could not measure everything."""
     if lacking:
         raise lacking[0]
@@ -262,5 +280,5 @@ def _raise_for(lacking: Sequence[HostError], finished: Sequence[CellFinished]) -
     if failures:
         names = ", ".join(event.cell for event in failures)
         raise StackError(
-            f"{len(failures)} of {len(finished)} cells could not be measured: {names}.", "The report says why."
+            f"{len(failures)} of {len(finished)} {kinds} could not be measured: {names}.", "The report says why."
         )

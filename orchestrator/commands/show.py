@@ -22,6 +22,7 @@ from reports.sections.belief import hardware_notes
 from reports.sections.bought import Comparison, comparisons
 from reports.sections.decision import Card, cards, cost_text, energy_text, level_at, percentile_text
 from reports.sections.frontier import Frontier, frontier
+from reports.sections.versus import in_pairs
 
 _COLOURS = {"SIGNED": "bold green", "PROVISIONAL": "bold yellow", "REFUSED": "bold red"}
 _ECONOMY = (("1M tok", cost_text), ("energy", energy_text))
@@ -59,6 +60,11 @@ def _parts(found: Result) -> Iterator[RenderableType]:
         yield from _frontier(along)
     for comparison in comparisons(found.cells):
         yield from _bought(comparison)
+    for one in in_pairs(found):
+        yield Text("")
+        yield _line(f"In pairs, {one.found.workload}: {one.found.b} against {one.found.a}:", "bold")
+        for sentence in (one.words, one.sentence, *one.found.withheld):
+            yield Padding(_line(sentence), (0, 0, 0, 2))
 
 
 def _line(text: str, style: str = "") -> Text:

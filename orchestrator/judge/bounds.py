@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 from scipy.special import bdtr, betaincinv, gammaincinv, ndtri, stdtr, stdtrit
 
@@ -27,6 +28,16 @@ def student_quantile(p: float, degrees: int) -> float:
 
 def _beta_quantile(p: float, a: float, b: float) -> float:
     return float(betaincinv(a, b, p))
+
+
+class Estimate(msgspec.Struct, frozen=True, kw_only=True):
+    """A figure with its interval. None = no such value, or not bounded on that side."""
+
+    value: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+    n_eff: float | None = None
+    """How many independent requests would say as much."""
 
 
 # --- shares of requests -----------------------------------------------------------------------------------------

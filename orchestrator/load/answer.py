@@ -12,14 +12,15 @@ import msgspec
 
 from orchestrator.clock import now_ns
 from orchestrator.load.http1 import Arrivals
+from orchestrator.load.shape import Shape
 from orchestrator.load.sse import EventTooLongError, SseEvent, SseParser
 from orchestrator.load.transport import arrivals_of
 from orchestrator.records import Failure
 from stacks.base import Delta, Wire
 
 MAX_DETAIL_CHARACTERS = 300
-AT_ONCE_BYTES = 1024
-"""A smaller piece is not halved: its events are read one by one."""
+AT_ONCE_BYTES, AT_MOST_BYTES = 1024, 64 * 1024
+"""A smaller piece is not halved: its events are read one by one. A larger one always is."""
 
 
 class Answer:
@@ -48,6 +49,8 @@ class Answer:
         """Bytes of the body that were read."""
         self._wire = wire
         self._events = SseParser()
+        self._shape: Shape | None = None
+        """Of the text events, as far as it is known."""
 
     # --- reading ------------------------------------------------------------------------------------------------
 
@@ -81,12 +84,21 @@ class Answer:
 
     def _read(self, piece: bytes) -> None:
         """Many events at once where all are pieces of text; else the same with each half, down to single events."""
-        if self._read_texts(piece):
-            return
+        first = piece.find(b"\n\n") + 2 if self._taken == 0 else 0
+        if first > 1:  # the first event of a stream mostly tells a role
+            self._read_one_by_one(piece[:first])
+            piece = piece[first:]
+        while 0 < len(piece) <= AT_MOST_BYTES and (read := self._read_texts(piece)):
+            piece = piece[read:]
         middle = piece.find(b"\n\n", len(piece) // 2) + 2
         if len(piece) > AT_ONCE_BYTES and 2 <= middle < len(piece) and self._events.at_event:
             self._read(piece[:middle])
             self._read(piece[middle:])
+        elif piece:
+            self._read_one_by_one(piece)
+
+    def _read_one_by_one(self, piece: bytes) -> None:
+        if self._lost:
             return
         try:
             self._read_events(self._events.feed(piece))
@@ -94,15 +106,24 @@ class Answer:
             self._garbage, self._lost = str(error), True
         self._taken += len(piece)
 
-    def _read_texts(self, piece: bytes) -> bool:
-        """The usual piece, whole events of one line that are a piece of text each; False if it is anything else."""
-        events = piece.split(b"\n\n")
-        if events.pop() or not self._events.at_event or not piece.startswith(b"data: "):
-            return False
-        if self._wire.count_texts(b"[" + piece[6:-2].replace(b"\n\ndata: ", b",") + b"]") != len(events):
-            return False
-        self._events.skip(len(piece))
-        ends = list(itertools.accumulate([len(event) + 2 for event in events], initial=self._taken))[1:]
+    def _read_texts(self, piece: bytes) -> int:
+        """Read the whole events of one line that the piece begins with, if they are a piece of text each; their
+        bytes, 0 if they may be anything else."""
+        if not self._events.at_event or not piece.startswith(b"data: "):
+            return 0
+        lengths = self._shape.lengths(piece) if self._shape is not None else []
+        if not lengths:
+            self._shape = self._shape_of(piece)
+            lengths = self._shape.lengths(piece) if self._shape is not None else []
+        if not lengths:
+            events = piece.split(b"\n\n")
+            if events.pop() or not self._are_texts(piece, len(events)):
+                return 0
+            lengths = [len(event) + 2 for event in events]
+        read = sum(lengths)
+        self._events.skip(read)
+        ends = list(itertools.accumulate(lengths, initial=self._taken))
+        del ends[0]
         # The data of an event is there one byte before its end, which is the blank line.
         times = self.arrivals.times_of(ends) or [self.arrivals.time_of(end - 1) for end in ends]
         self._taken = ends[-1]
@@ -110,7 +131,24 @@ class Answer:
         self._all_counted = False
         if self._first_answer_ns is None:
             self._first_answer_ns = times[0]
-        return True
+        return read
+
+    def _shape_of(self, piece: bytes) -> Shape | None:
+        """Of the first two events that differ, if they are pieces of text."""
+        first = piece[: piece.find(b"\n\n") + 2]
+        if len(first) < 2:
+            return None
+        place = len(first)
+        while piece.startswith(first, place):
+            place += len(first)
+        other = piece[place : piece.find(b"\n\n", place) + 2]
+        if not other.startswith(b"data: ") or not self._are_texts(first + other, 2):
+            return None
+        return Shape.of(first, other)
+
+    def _are_texts(self, events: bytes, count: int) -> bool:
+        """So many events of one line, the first with its ``data: ``, which are a piece of text each."""
+        return self._wire.count_texts(b"[" + events[6:-2].replace(b"\n\ndata: ", b",") + b"]") == count
 
     def _read_events(self, events: Sequence[SseEvent]) -> None:
         read, time_of = self._wire.read, self.arrivals.time_of

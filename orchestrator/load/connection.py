@@ -7,7 +7,7 @@ import socket
 import ssl
 from collections.abc import Sequence
 
-from orchestrator.load.reads import LONG_BYTES, ReadMessage
+from orchestrator.load.reads import LONG_ROOM, ReadMessage
 from orchestrator.load.stamps import stamp_reads
 
 
@@ -69,7 +69,7 @@ class Connection:
     ) -> tuple[bytes, Sequence[tuple[int, int, bytes]], int, None]:
         """What could be decrypted of the next bytes, and their stamp; empty at the end."""
         while True:
-            data, control, _, _ = self.sock.recvmsg(LONG_BYTES, control_bytes)
+            data, control, _, _ = self.sock.recvmsg(LONG_ROOM, control_bytes)
             if data:
                 self._incoming.write(data)
             else:

@@ -97,11 +97,11 @@ class Exchange:
     def _look(self) -> None:
         """The parser takes the reads that were kept. Raises ProtocolError."""
         if self._kept.pieces:
-            pieces, at_ns, kernel = self._poller.take(self._kept)
+            data, sizes, at_ns, kernel = self._poller.take(self._kept)
             self._last_ns = at_ns[-1]
             if not kernel:
                 self.parser.arrivals.kernel = False
-            self.parser.feed(pieces, at_ns)
+            self.parser.feed(data, sizes, at_ns)
             self._kept.at_most = KEPT_READS if self.parser.at_chunk else 1
 
     def _looked(self) -> str | None:

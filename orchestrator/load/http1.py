@@ -25,8 +25,11 @@ class ProtocolError(Exception):
     """The server does not speak HTTP/1.1; the message says what was seen."""
 
 
-_CHUNK_LINES = {size + len(line): line for size in range(1, 2049) if (line := b"%x\r\n" % size)}
-"""The usual chunk of up to 2 KiB: by the length of line and data, the line."""
+_LARGEST = 4096
+_CHUNK_SIZES = {line: size for size in range(1, _LARGEST + 1) for line in (b"%x" % size, b"%X" % size)}
+"""The size of a usual chunk by its line. A line that says more is read with care."""
+_FRAMED = [size + len(b"%x" % size) + 4 for size in range(_LARGEST + 1)]
+"""A chunk's length with its frame, by its size."""
 
 
 class Arrivals:
@@ -52,12 +55,13 @@ class Arrivals:
         self.ends.append(self.size)
         self.stamps.append(at_ns)
 
-    def add(self, pieces: list[bytes], times: list[int]) -> None:
-        """Pieces of the body, none empty, that came one by one."""
-        ends = list(itertools.accumulate(map(len, pieces), initial=self.size))
+    def add(self, pieces: Sequence[bytes], lengths: Sequence[int], times: Sequence[int]) -> None:
+        """Pieces of the body, none empty."""
+        ends = list(itertools.accumulate(lengths, initial=self.size))
         self.body += b"".join(pieces)
         self.size = ends[-1]
-        self.ends.extend(ends[1:])
+        del ends[0]
+        self.ends.extend(ends)
         self.stamps.extend(times)
 
     def take(self) -> bytes:
@@ -104,29 +108,42 @@ class ResponseParser:
         self.at_chunk = False
         """The next byte begins a chunk-size line; the body has not ended."""
 
-    def feed(self, pieces: Sequence[bytes], stamps: Sequence[int]) -> None:
-        """Take the bytes of each read and their arrival. Raises ProtocolError."""
+    def feed(self, data: bytes, sizes: Sequence[int], stamps: Sequence[int]) -> None:
+        """Take the bytes of reads, none of them empty: how long each was, and when it came. Raises ProtocolError."""
         if self.first_byte_ns is None and stamps:
             self.first_byte_ns = stamps[0]
-        chunks: list[bytes] = []
-        times: list[int] = []
-        for piece, stamp_ns in zip(pieces, stamps, strict=True):
-            line = _CHUNK_LINES.get(len(piece) - 2)
-            if self.at_chunk and line and piece.startswith(line) and piece.endswith(b"\r\n"):
-                chunks.append(piece[len(line) : -2])
-                times.append(stamp_ns)
-            else:
-                self._take_chunks(chunks, times)
-                self._feed_one(piece, stamp_ns)
-        self._take_chunks(chunks, times)
+        taken = self._feed_chunks(data, sizes, stamps) if self.at_chunk else 0
+        begin = 0
+        for size, stamp_ns in zip(sizes, stamps, strict=True):
+            end = begin + size
+            if end > taken:
+                self._feed_one(data[max(begin, taken) : end], stamp_ns)
+            begin = end
 
-    def _take_chunks(self, chunks: list[bytes], times: list[int]) -> None:
-        """One chunk in each read."""
-        if chunks:
-            self.arrivals.add(chunks, times)
-            chunks.clear()
-            times.clear()
-            self._check_size()
+    def _feed_chunks(self, data: bytes, sizes: Sequence[int], stamps: Sequence[int]) -> int:
+        """Take the usual chunks that the data begins with, none of which came in two reads; their bytes."""
+        parts = data.split(b"\r\n")
+        count = (len(parts) - 1) // 2
+        chunks = parts[1 : 2 * count : 2]
+        lengths = list(map(len, chunks))
+        told = list(map(_CHUNK_SIZES.get, parts[0 : 2 * count : 2]))
+        if told != lengths:
+            count = next(place for place, told_one in enumerate(told) if told_one != lengths[place])
+            del chunks[count:], lengths[count:]
+        if not count:
+            return 0
+        framed = list(map(_FRAMED.__getitem__, lengths))
+        times: Sequence[int] = stamps
+        taken = sum(framed)
+        if framed != sizes:
+            ends = list(itertools.accumulate(framed))
+            reads = list(itertools.accumulate(sizes))
+            if not {end for end in reads if end < taken}.issubset(ends):
+                return 0
+            times = [stamps[bisect_left(reads, end)] for end in ends]
+        self.arrivals.add(chunks, lengths, times)
+        self._check_size()
+        return taken
 
     def _feed_one(self, data: bytes, stamp_ns: int) -> None:
         if self.done:

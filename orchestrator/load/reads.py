@@ -20,14 +20,16 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from orchestrator.clock import NS_PER_MS, now_ns
-from orchestrator.load.stamps import CONTROL_BYTES, RealClock, Round, Stamp, arrivals
+from orchestrator.clock import NS_PER_MS
+from orchestrator.load.stamps import CONTROL_BYTES, RealClock, Round, arrivals, user_stamp
 
 KEPT_READS = 64
 """A response looks at this many reads at once, at most: a tenth of a millisecond's work."""
-SHORT_BYTES, USUAL_BYTES = 4, 2048
-"""A read of at most the one, or of as much as the other, is looked at when it comes."""
-LONG_BYTES = 64 * 1024
+SHORT_BYTES = 4
+"""A read of no more is looked at when it comes."""
+SMALL_ROOM, USUAL_ROOM, LONG_ROOM = 479, 2048, 64 * 1024
+"""Bytes that are asked for: the least while the reads of a stream stay below it (Python's allocator for small objects
+serves those), the most by a read that follows one which filled its room."""
 MOST_READS = 16
 """So many long reads are made of one socket before the others have their turn."""
 AT_ONCE = 256
@@ -63,14 +65,16 @@ class Reader(Protocol):
 class Kept:
     """Reads of one response that it has not looked at, oldest first."""
 
-    __slots__ = ("at_most", "pieces", "reader", "recvmsg", "rounds", "stamps")
+    __slots__ = ("at_most", "pieces", "reader", "recvmsg", "room", "rounds", "stamps")
 
     def __init__(self, recvmsg: ReadMessage, reader: Reader) -> None:
         self.recvmsg = recvmsg
         self.reader = reader
         self.pieces: list[bytes] = []
-        self.stamps: list[Stamp] = []
+        self.stamps: list[bytes] = []
+        """As `stamps.arrivals` takes them."""
         self.rounds: list[Round] = []
+        self.room = USUAL_ROOM
         self.at_most = 1
         """It looks at its reads when there are so many."""
 
@@ -79,9 +83,15 @@ class Kept:
         piece, control, _, _ = self.recvmsg(size, CONTROL_BYTES)
         if piece:
             self.pieces.append(piece)
-            self.stamps.append(control[0][2] if control else now_ns())
+            self.stamps.append(control[0][2] if control else user_stamp())
             self.rounds.append(reads)
         return len(piece)
+
+    @property
+    def is_due(self) -> bool:
+        """The last read may be the end of the response or is a long one, or there are enough of them."""
+        last = self.pieces[-1]
+        return not SHORT_BYTES < len(last) < USUAL_ROOM or last[-4] == _CR or len(self.pieces) >= self.at_most
 
 
 class Poller:
@@ -130,20 +140,22 @@ class Poller:
             self._loop.remove_reader(self._epoll.fileno())
             self._epoll.close()
 
-    def take(self, kept: Kept) -> tuple[list[bytes], Sequence[int], bool]:
-        """The bytes of each read, its arrival (ns of CLOCK_MONOTONIC), and whether the kernel stamped them all."""
+    def take(self, kept: Kept) -> tuple[bytes, Sequence[int], Sequence[int], bool]:
+        """The bytes of all reads, the length of each, its arrival (ns of CLOCK_MONOTONIC), and whether the kernel
+        stamped them all."""
         last = kept.rounds[-1]
         self._clock.see(last)
-        at_ns, kernel = arrivals(kept.stamps, kept.rounds)
+        at_ns, kernel = arrivals(b"".join(kept.stamps), kept.rounds)
         WAITS.append(last.seen_ns - (at_ns[-1] if kernel else last.begun_ns))
         if kernel and len(at_ns) >= TELLING_READS:
             gaps = sorted(map(operator.sub, at_ns[1:], at_ns))
             self._gap_ns += (gaps[len(gaps) // 8] - self._gap_ns) // 8
-        pieces = kept.pieces.copy()
+        data, sizes = b"".join(kept.pieces), list(map(len, kept.pieces))
         kept.pieces.clear()
         kept.stamps.clear()
         kept.rounds.clear()
-        return pieces, at_ns, kernel
+        kept.room = SMALL_ROOM if max(sizes) < SMALL_ROOM else USUAL_ROOM
+        return data, sizes, at_ns, kernel
 
     # --- a round ------------------------------------------------------------------------------------------------
 
@@ -181,9 +193,9 @@ class Poller:
             kept = kept_of(descriptor)
             if kept is None:
                 continue
-            recvmsg = kept.recvmsg
+            room = kept.room
             try:
-                piece, control, _, _ = recvmsg(USUAL_BYTES, CONTROL_BYTES)
+                piece, control, _, _ = kept.recvmsg(room, CONTROL_BYTES)
             except (BlockingIOError, InterruptedError):
                 continue
             except OSError as error:
@@ -193,28 +205,28 @@ class Poller:
             if length:
                 pieces = kept.pieces
                 pieces.append(piece)
-                kept.stamps.append(control[0][2] if control else now_ns())
+                kept.stamps.append(control[0][2] if control else user_stamp())
                 kept.rounds.append(reads)
                 if (
-                    SHORT_BYTES < length < USUAL_BYTES
+                    SHORT_BYTES < length < room
                     and events == _READABLE
                     and piece[-4] != _CR
                     and len(pieces) < kept.at_most
                 ):
                     continue
-            drained = length < USUAL_BYTES and events == _READABLE
+            drained = length < room and events == _READABLE
             self._read_on(descriptor, kept, reads, ended=not length, drained=drained)
         self._clock.see(reads)
 
     def _read_on(self, descriptor: int, kept: Kept, reads: Round, *, ended: bool, drained: bool) -> None:
-        """Read the socket until it is empty, then let the reader look."""
+        """Read the socket until it is empty, then let the reader look if it should."""
         error: OSError | None = None
         if not ended and not drained:
             try:
                 ended = self._read_rest(descriptor, kept, reads)
             except OSError as broken:
                 error = broken
-        if kept.pieces:
+        if kept.pieces and (ended or error is not None or kept.is_due):
             kept.reader.on_reads()
         if error is not None:
             kept.reader.on_error(error)
@@ -223,12 +235,14 @@ class Poller:
 
     def _read_rest(self, descriptor: int, kept: Kept, reads: Round) -> bool:
         """Whether the end of the stream came. Raises OSError."""
+        room = kept.room = USUAL_ROOM
         for _ in range(MOST_READS):
             try:
-                if not kept.read(LONG_BYTES, reads):
+                if not kept.read(room, reads):
                     return True
             except (BlockingIOError, InterruptedError):
                 return False
+            room = LONG_ROOM
         if self._epoll is not None:
             self._epoll.modify(descriptor, self._flags)  # tell again of what is left
         return False

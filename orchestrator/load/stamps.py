@@ -37,8 +37,13 @@ _WINDOW_NS = 5_000
 """The two looks at the monotonic clock lie this close together; undisturbed they are 0.1 to 0.3 us apart."""
 _LOOKS = 4
 
-Stamp = bytes | int
-"""The kernel's time of a read as it gives it (a timespec of the real-time clock), or the monotonic now, ns."""
+_USER = -1
+"""In place of the seconds of a stamp that is none of the kernel's."""
+
+
+def user_stamp() -> bytes:
+    """The monotonic now in the form of a stamp, for a read that the kernel did not stamp."""
+    return _TIMESPEC.pack(_USER, now_ns())
 
 
 class Round:
@@ -55,13 +60,12 @@ class Round:
         self.seen_ns = begun_ns
         """The last look at the clocks: its reads up to then were made by then."""
 
-    def arrival(self, stamp: Stamp) -> tuple[int, bool]:
-        """Arrival of one of its reads, ns of CLOCK_MONOTONIC, and whether the kernel told it."""
-        if isinstance(stamp, int):
-            return stamp, False
+    def arrival(self, seconds: int, nanoseconds: int) -> tuple[int, bool]:
+        """Arrival of one of its reads by its stamp, ns of CLOCK_MONOTONIC, and whether the kernel told it."""
+        if seconds == _USER:
+            return nanoseconds, False
         if self.offset_ns is None:
             return self.seen_ns, False
-        seconds, nanoseconds = _TIMESPEC.unpack(stamp)
         at_ns = seconds * 1_000_000_000 + nanoseconds - self.offset_ns
         if self.set_ns <= at_ns <= self.seen_ns:
             return at_ns, True
@@ -111,18 +115,22 @@ class RealClock:
         return offset
 
 
-def arrivals(stamps: Sequence[Stamp], rounds: Sequence[Round]) -> tuple[list[int], bool]:
-    """Arrival of each read, ns of CLOCK_MONOTONIC, and whether the kernel told them all."""
+def arrivals(stamps: bytes, rounds: Sequence[Round]) -> tuple[list[int], bool]:
+    """Arrival of each read, ns of CLOCK_MONOTONIC, and whether the kernel told them all.
+
+    `stamps`: of one read behind the other, as the kernel gives them (a timespec of the real-time clock) or as
+    `user_stamp` does; `rounds`: in which each was made.
+    """
     last = rounds[-1]
-    with contextlib.suppress(TypeError):  # a stamp that is no timespec, an offset that is not known
-        times = array("q", b"".join(stamps))  # type: ignore[arg-type]
+    parts = array("q", stamps)
+    with contextlib.suppress(TypeError):  # an offset that is not known
         at_ns = [
             s * 1_000_000_000 + ns - reads.offset_ns  # type: ignore[operator]
-            for s, ns, reads in zip(times[::2], times[1::2], rounds, strict=True)
+            for s, ns, reads in zip(parts[::2], parts[1::2], rounds, strict=True)
         ]
         if last.set_ns <= min(at_ns) and max(at_ns) <= last.seen_ns:
             return at_ns, True
-    found = [reads.arrival(stamp) for stamp, reads in zip(stamps, rounds, strict=True)]
+    found = [reads.arrival(*stamp) for *stamp, reads in zip(parts[::2], parts[1::2], rounds, strict=True)]
     return [at for at, _ in found], all(kernel for _, kernel in found)
 
 

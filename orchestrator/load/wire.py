@@ -55,7 +55,9 @@ class Sender:
         self._wire = wire
         self._model = model
         self._prompt = prompt
-        self._headers = {"content-type": "application/json", "accept": "text/event-stream", **(headers or {})}
+        told = {"content-type": "application/json", "accept": "text/event-stream", **(headers or {})}
+        self._headers = httpx.Request("GET", self._url, headers=told).headers.raw
+        """Those of every request, ready: httpx takes five times as long to make them anew."""
         self._limits = limits or RequestLimits()
         self._transport = transport or StampingTransport()
         self._prefix = secrets.token_hex(4)
@@ -85,11 +87,13 @@ class Sender:
         `body`: what `prepare` gave; made now if it is not given.
         """
         request_id = f"{self._prefix}-{seq}"
+        content = body or self.prepare(request)
+        own = [(b"x-request-id", request_id.encode()), (b"content-length", b"%d" % len(content))]
         message = httpx.Request(
             "POST",
             self._url,
-            headers={**self._headers, "x-request-id": request_id},
-            content=body or self.prepare(request),
+            headers=[*self._headers, *own],
+            stream=httpx.ByteStream(content),
             extensions={"limits": self._limits},
         )
         answer = Answer(self._wire)

@@ -12,8 +12,18 @@ import msgspec
 
 from orchestrator.errors import Problem
 from orchestrator.plan.expected import is_checked
-from orchestrator.plan.settings import Budget, Client, Frontier, ModelSettings, OpenLoop, Ramp, Soak, WorkloadSettings
-from orchestrator.records import SCHEMA, Cost, Demand, Slo
+from orchestrator.plan.settings import (
+    Budget,
+    Client,
+    Compare,
+    Frontier,
+    ModelSettings,
+    OpenLoop,
+    Ramp,
+    Soak,
+    WorkloadSettings,
+)
+from orchestrator.records import SCHEMA, Cost, Demand, Side, Slo
 from stacks.base import Deployment
 from workloads.expected import Expected
 from workloads.workload import Workload
@@ -30,6 +40,7 @@ _FULL_REQUESTS, _FULL_CONFIRMATIONS = 800, 6
 _FRESH_REQUESTS = 1600
 """Of a fresh run that confirms, in the full method."""
 """Usual size of a level of the full method, and its usual number of fresh runs at both ends; for the estimate only."""
+_SENTINEL_REQUESTS = 30
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +53,19 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     the prices."""
     deployment: Deployment
     workload: WorkloadSettings
+
+
+class Paired(msgspec.Struct, frozen=True, kw_only=True):
+    """Two cells that are measured in pairs, after their searches."""
+
+    id: str
+    fingerprint: str
+    a: Cell
+    b: Cell
+    settings: Compare
+
+    def cell(self, side: Side) -> Cell:
+        return self.a if side == "a" else self.b
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -63,6 +87,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     demand: Demand = Demand()
     """[demand]: what the launch needs. A cell of which less may be signed is REFUSED."""
     soak: Soak = Soak()
+    compare: tuple[Compare, ...] = ()
     budget: Budget
     cost: Cost = Cost()
     client: Client = Client()
@@ -100,6 +125,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             )
             for deployment in self.deployments
             for workload in self.workloads
+        )
+
+    def comparisons(self) -> tuple[Paired, ...]:
+        """What is measured in pairs, in the plan's order."""
+        cells = {(cell.deployment.name, cell.workload.name): cell for cell in self.cells()}
+        return tuple(
+            _paired(settings, cells[settings.a, settings.workload], cells[settings.b, settings.workload])
+            for settings in self.compare
         )
 
     def workload(self, cell: Cell) -> Workload:
@@ -165,10 +198,29 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         soak = self.soak_seconds(cell.workload) or 0.0
         return _start_seconds(cell.deployment) + sum(times) + self._check_seconds(cell, allowed_s) + soak
 
+    def expected_turn_seconds(self, cell: Cell, settings: Compare) -> float:
+        """Rough time of one side of a pair: a start, a sentinel of one user, and the level."""
+        concurrency = settings.concurrency or round(self._middle())
+        allowed_s = self._allowed_seconds(cell)
+        alone, together = 0.15 * allowed_s, 0.6 * allowed_s
+        sentinel = (_SENTINEL_REQUESTS + self.ramp.warmup_generations + 1) * alone
+        level = (
+            self._rising_seconds(concurrency, together)
+            + (self.ramp.warmup_generations + 1 + settings.requests_at(concurrency) / concurrency) * together
+        )
+        return _start_seconds(cell.deployment) + sentinel + level
+
+    def expected_pairs_seconds(self, paired: Paired) -> float:
+        """Rough time of a comparison, every turn of both sides."""
+        return paired.settings.pairs * sum(
+            self.expected_turn_seconds(cell, paired.settings) for cell in (paired.a, paired.b)
+        )
+
     def expected_total_seconds(self) -> float:
-        """Rough time of the whole run: that of its cells, and the budget where that is less."""
-        cells = sum(map(self.expected_seconds, self.cells()))
-        return cells if self.budget.minutes is None else min(cells, 60 * self.budget.minutes)
+        """Rough time of the whole run: that of its cells and comparisons, and the budget where that is less."""
+        total = sum(map(self.expected_seconds, self.cells()))
+        total += sum(map(self.expected_pairs_seconds, self.comparisons()))
+        return total if self.budget.minutes is None else min(total, 60 * self.budget.minutes)
 
     def fresh_run_cut_seconds(self, cell: Cell) -> float | None:
         """Rough time of a fresh run of the full method half way up the ladder, if `ramp.max_seconds` would cut it: it
@@ -211,14 +263,23 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         replay_s = 0.0 if replay is None else max(level_s, min(own.replay_seconds, replay.length_s(rate)))
         return own.prefill_seconds + _RATES * level_s + replay_s
 
+    def _rising_seconds(self, concurrency: int, request_s: float) -> float:
+        if concurrency == 1:
+            return 0.0
+        return max(2 * request_s, 10.0) if self.ramp.ramp_seconds is None else self.ramp.ramp_seconds
+
     def _level_seconds(self, concurrency: int, request_s: float) -> float:
         ramp = self.ramp
-        rising = max(2 * request_s, 10.0) if ramp.ramp_seconds is None else ramp.ramp_seconds
-        rising = 0.0 if concurrency == 1 else rising
+        rising = self._rising_seconds(concurrency, request_s)
         least = _FULL_REQUESTS if ramp.method == "full" else ramp.requests
         requests = max(least, ramp.requests_per_user * concurrency)
         measured = max(ramp.min_seconds, requests / concurrency * request_s)
         return min(ramp.longest_s, rising + (ramp.warmup_generations + 1) * request_s + measured)
+
+
+def _paired(settings: Compare, a: Cell, b: Cell) -> Paired:
+    document = msgspec.json.encode([a.fingerprint, b.fingerprint, settings], order="sorted")
+    return Paired(id=settings.id, fingerprint=hashlib.sha256(document).hexdigest(), a=a, b=b, settings=settings)
 
 
 def _start_seconds(deployment: Deployment) -> float:

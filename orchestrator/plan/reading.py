@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import PlanError, Problem
+from orchestrator.plan.compare import read_comparisons
 from orchestrator.plan.deployments import Surroundings, read_defaults, read_deployment
 from orchestrator.plan.expected import expected_traffic
 from orchestrator.plan.frontier import frontier_workloads, read_frontier
@@ -45,7 +46,7 @@ MOST_ENTRIES = 256
 
 _KEYS = (
     "title", "seed", "model", "slo", "defaults", "deployment", "workload", "frontier", "ramp", "open_loop", "demand",
-    "soak", "budget", "client", "cost",
+    "soak", "compare", "budget", "client", "cost",
 )  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._]|-(?!-)){0,62}[A-Za-z0-9]|[A-Za-z0-9]")
 
@@ -132,6 +133,7 @@ def _read(
     check_together(deployments, slo, findings)
     expected = expected_traffic(open_loop, ramp, workloads, lengths, around.base, findings)
     cost = _cost(document, deployments, findings)
+    compare = read_comparisons(document, deployments, workloads, findings)
     return Plan(
         text=text,
         path=around.base / name,
@@ -146,6 +148,7 @@ def _read(
         open_loop=open_loop,
         demand=demand,
         soak=soak,
+        compare=compare,
         budget=budget,
         client=client,
         frontier=frontier,

@@ -126,6 +126,35 @@ class Soak(msgspec.Struct, frozen=True, kw_only=True):
     minutes: float | None = None
 
 
+class Compare(msgspec.Struct, frozen=True, kw_only=True):
+    """[[compare]]: two deployments under one workload, measured in pairs after the searches of both have ended."""
+
+    a: str
+    b: str
+    """Deployments, by name; what is told is how `b` does against `a`."""
+    workload: str
+    concurrency: int | None = None
+    """Users of every level. None: the most that both deployments hold."""
+    pairs: int = 6
+    """An even number: the order is balanced in blocks of two pairs, ABBA or BAAB."""
+    requests: int | None = None
+    """Measured requests of a level. None: 400, and at least ten times the users."""
+    throughput_margin: float = 0.03
+    """Within this share two throughputs are no different, ..."""
+    ttft_margin: float = 0.05
+    """... and two p95 of TTFT."""
+
+    @property
+    def id(self) -> str:
+        """Unique in a plan, no cell's, and safe as a file name."""
+        at = "" if self.concurrency is None else f"--{self.concurrency}"
+        return f"{self.a}--{self.b}--{self.workload}{at}"
+
+    def requests_at(self, concurrency: int) -> int:
+        """Measured requests of a level, in whole tens."""
+        return -(-(max(400, 10 * concurrency) if self.requests is None else self.requests) // 10) * 10
+
+
 class Budget(msgspec.Struct, frozen=True, kw_only=True):
     """[budget]: time for the whole run; the search is cut when it ends. None = no limit."""
 
@@ -199,6 +228,10 @@ BOUNDS = {
     "max_in_flight": _COUNT,
     "users": _COUNT,
     "rate_per_s": _POSITIVE,
+    "concurrency": _COUNT,
+    "pairs": Bound(4, 100),
+    "throughput_margin": Bound(0, 1, above=True),
+    "ttft_margin": Bound(0, 1, above=True),
     "minutes": Bound(0, 100_000, above=True),
     "gpu_hour": Bound(0, 1_000_000, above=True),
 }

@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 
 from orchestrator.records import Percentiles, ServerRecord
-from reports.result import CellResult, LevelResult, Result
+from reports.levels import LevelResult
+from reports.result import CellResult, Result
 from reports.traffic import Lengths
 
 VERSION = "0.2"

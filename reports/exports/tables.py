@@ -15,7 +15,8 @@ from orchestrator.clock import NS_PER_MS
 from orchestrator.errors import HostError
 from orchestrator.metrics import e2e_ns, is_good, tpot_ns, ttft_ns
 from orchestrator.records import Percentiles, RequestRecord, Slo
-from reports.result import CellResult, LevelResult, Result
+from reports.levels import LevelResult
+from reports.result import CellResult, Result
 from reports.run import Run
 
 Row = dict[str, Any]
@@ -29,10 +30,17 @@ _COUNTS = (
 
 
 def level_rows(result: Result) -> Iterator[Row]:
-    """One row for each level, in the order of the report; those of the open-loop check after the others of a cell."""
+    """One row for each level, in the order of the report; those of the open-loop check after the others of a cell, and
+    those of comparisons in pairs at the end, under the name of the comparison."""
+    cells = {cell.asked.cell: cell for cell in result.cells}
     for cell in result.cells:
         for level in (*cell.levels, *cell.checks):
             yield _level_row(cell, level)
+    for found in result.comparisons:
+        for pair in found.pairs:
+            for name, measured in ((found.asked.a, pair.a), (found.asked.b, pair.b)):
+                if measured is not None and name in cells:
+                    yield _level_row(cells[name], measured) | {"cell": found.asked.id}
 
 
 def _level_row(cell: CellResult, level: LevelResult) -> Row:
@@ -74,10 +82,12 @@ def _level_row(cell: CellResult, level: LevelResult) -> Row:
 
 def request_rows(run: Run) -> Iterator[Row]:
     """One row for each request of every committed level, all phases, in issue order."""
-    for cell in run.cells:
-        for level in (*cell.levels, *cell.checks):
+    groups = [(cell.asked.cell, (*cell.levels, *cell.checks)) for cell in run.cells]
+    groups += [(pairing.asked.id, pairing.levels) for pairing in run.comparisons]
+    for name, levels in groups:
+        for level in levels:
             spec = level.commit.run.spec
-            place: Row = {"cell": cell.asked.cell, "level": level.commit.level, "concurrency": spec.concurrency}
+            place: Row = {"cell": name, "level": level.commit.level, "concurrency": spec.concurrency}
             place["rate_per_s"] = spec.rate_per_s
             for record in sorted(level.records(), key=lambda r: r.seq):
                 yield place | _request_row(record, run.asked.slo, from_due=spec.is_open)

@@ -16,7 +16,8 @@ from orchestrator.clock import NS_PER_S
 from orchestrator.metrics import Floats, TokenEvents, is_good, measured_records
 from orchestrator.records import RequestRecord, Slo
 from reports.compat import Successes
-from reports.result import CellResult, LevelResult, Result
+from reports.levels import LevelResult
+from reports.result import CellResult, Result
 
 
 def vllm_bench(

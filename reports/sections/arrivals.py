@@ -11,7 +11,8 @@ from orchestrator.judge.steps import OpenLoop
 from orchestrator.records import Slo
 from reports.charts import Curve, Mark, rate_chart
 from reports.figures import percent, significant, target
-from reports.result import CellResult, LevelResult, Result
+from reports.levels import LevelResult
+from reports.result import CellResult, Result
 from reports.sections.breaks import slots, with_interval, word
 
 _REPLAY_SLOT = 3

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from reports.certainty import Estimate
+from orchestrator.judge.bounds import Estimate
 from reports.figures import NONE, latency, percent, significant
-from reports.result import CellResult, Hardware, LevelResult, Result
+from reports.levels import LevelResult
+from reports.result import CellResult, Hardware, Result
 from stacks.simulated.accuracy import SENTENCE
 
 HARDWARE_WORDS: dict[Hardware, str] = {

@@ -18,10 +18,11 @@ from orchestrator.records import AskedCell
 from reports.charts import bill_chart
 from reports.economy import Economy
 from reports.figures import NONE, change, count, latency, percent, significant, size
+from reports.levels import LevelResult
 from reports.reconcile import Reconciliation
-from reports.result import Bill, CellResult, LevelResult
+from reports.result import Bill, CellResult, broke_at
 from reports.sections.bill import signed
-from reports.sections.decision import broke_at, cost_text, energy_text, percentile_text
+from reports.sections.decision import cost_text, energy_text, percentile_text
 from stacks.memory.formats import find_weight_format
 from stacks.memory.models import UnknownFactError
 

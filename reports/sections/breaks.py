@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
+from orchestrator.judge.bounds import Estimate
 from orchestrator.records import Slo
-from reports.certainty import Estimate
 from reports.charts import Curve, Mark, concurrency_chart
 from reports.figures import NONE, latency, limit, percent, significant, target
-from reports.result import CellResult, LevelResult, Result
+from reports.levels import LevelResult
+from reports.result import CellResult, Result, broke_at
 from reports.sections.belief import interval
-from reports.sections.decision import NO_VALUE, broke_at
+from reports.sections.decision import NO_VALUE
 
 _ENGINE_FIGURES = ("waiting_mean", "kv_use_max", "preemptions")
 

@@ -10,7 +10,8 @@ from orchestrator.records import AskedCell, LevelStats, Percentiles, Slo
 from reports.economy import NO_CARD, Economy
 from reports.figures import NONE, count, latency, money, percent, significant, size, target
 from reports.figures import limit as limit_text
-from reports.result import CellResult, LevelResult, Result, held_at
+from reports.levels import LevelResult, held_at
+from reports.result import CellResult, Result, break_of, broke_at
 from reports.sections.fragile import fragile
 
 NO_VALUE = "no value"
@@ -132,7 +133,7 @@ def percentile_text(percentiles: Percentiles, value: float | None) -> str:
 def _card(cell: CellResult, anchor: str, slo: Slo) -> Card:
     verdict = cell.verdict
     ok = level_at(cell, verdict.c_ok, held=True)
-    bad = _break(cell)
+    bad = break_of(cell)
     return Card(
         anchor=anchor,
         asked=cell.asked,
@@ -154,17 +155,6 @@ def _card(cell: CellResult, anchor: str, slo: Slo) -> Card:
         missing=tuple(verdict.missing),
         incident=bool(cell.incidents),
     )
-
-
-def _break(cell: CellResult) -> LevelResult | None:
-    """The level that the verdict names as the break."""
-    return next((level for level in cell.levels if level.level == cell.verdict.break_level), None)
-
-
-def broke_at(cell: CellResult) -> int | None:
-    """Users at which it was shown to break; None also where the level above the last that held was not decided."""
-    level = _break(cell)
-    return level.concurrency if level is not None and level.verdict.verdict == "FAIL" else None
 
 
 def _undecided_at(cell: CellResult) -> int | None:
@@ -259,7 +249,7 @@ def _configure(cell: CellResult) -> str:
 
 def _why(cell: CellResult) -> str:
     """What limits the cell, with the evidence."""
-    verdict, level = cell.verdict, _break(cell)
+    verdict, level = cell.verdict, break_of(cell)
     if level is None:
         remedy = cell.incidents[-1].failure.remedy if cell.incidents else ""
         return f"What to do: {remedy}" if remedy else ""

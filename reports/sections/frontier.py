@@ -12,9 +12,9 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from reports.frontier_chart import Line, Point, frontier_chart
-from reports.result import CellResult, Result
+from reports.result import CellResult, Result, broke_at
 from reports.sections.breaks import slots
-from reports.sections.decision import Card, broke_at, cards
+from reports.sections.decision import Card, cards
 
 _NO_LIMITER = ("unknown", "none found")
 

@@ -10,7 +10,8 @@ from orchestrator.judge.soak import soak_sentence
 from orchestrator.records import Slo
 from reports.charts import memory_chart
 from reports.figures import count, latency, significant, size
-from reports.result import CellResult, LevelResult, Result
+from reports.levels import LevelResult
+from reports.result import CellResult, Result
 from reports.sections.breaks import word
 from reports.strips import Strip, course_picture, strips
 

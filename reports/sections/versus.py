@@ -1,14 +1,17 @@
-"""Two runs side by side: what the page of a comparison shows."""
+"""B against A: the page of two runs side by side, and the section of a run's own comparisons in pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import msgspec
 
-from reports.comparison import CellComparison, Claim, Comparison
-from reports.figures import NONE, latency, significant
+from orchestrator.judge.claims import Claim
+from reports.comparison import CellComparison, Comparison
+from reports.figures import NONE, count, latency, significant
+from reports.levels import LevelResult
+from reports.pairs import Pair, PairsResult
 from reports.result import CellResult, Result
 from reports.sections.breaks import Picture, pictures
 
@@ -31,6 +34,28 @@ class Row(NamedTuple):
     why: str
 
 
+class PairRow(NamedTuple):
+    """One pair in the table."""
+
+    pair: int
+    throughput: tuple[float | None, float | None, float | None]
+    """A, B, and their ratio."""
+    ttft_p95_ms: tuple[float | None, float | None, float | None]
+    void: str
+    list_sha256: str
+
+
+class InPairs(NamedTuple):
+    """One comparison of a run in pairs."""
+
+    found: PairsResult
+    sentence: str
+    """How many pairs count, and in what order they were measured."""
+    words: str
+    rows: tuple[Row, ...]
+    pairs: tuple[PairRow, ...]
+
+
 class Versus(NamedTuple):
     """One pair of cells."""
 
@@ -46,6 +71,50 @@ def versus(a: Result, b: Result, found: Comparison) -> tuple[Versus, ...]:
     return tuple(_versus(a, b, cell) for cell in found.cells)
 
 
+def in_pairs(result: Result) -> tuple[InPairs, ...]:
+    """The comparisons that the plan asks for."""
+    return tuple(
+        InPairs(
+            found=found,
+            sentence=pairs_sentence(found),
+            words=" ".join(_sentences(found.claims)),
+            rows=tuple(map(_row, found.claims)),
+            pairs=tuple(map(_pair_row, found.pairs)),
+        )
+        for found in result.comparisons
+    )
+
+
+def pairs_sentence(found: PairsResult) -> str:
+    """``5 of 6 pairs at 24 users count, in the order ABBA BAAB ABBA.``, and why it ended early, if it did."""
+    told = f"{len(found.counted)} of {len(found.pairs)} pairs"
+    if found.concurrency is not None:
+        users = f"{found.concurrency:,} user{'' if found.concurrency == 1 else 's'}"
+        told = f"{told} at {users} count, in the order {found.order}"
+    else:
+        told = f"{told} were measured"
+    if found.outcome != "measured":
+        ended = "It is not finished" if found.outcome in ("unfinished", "not started") else "It ended early"
+        told = f"{told}. {ended}" + (f": {found.note}" if found.note else "")
+    return f"{told}."
+
+
+def _pair_row(pair: Pair) -> PairRow:
+    level = pair.a or pair.b
+    return PairRow(
+        pair=pair.pair,
+        throughput=_both(pair, lambda level: level.stats.output_tokens_per_s),
+        ttft_p95_ms=_both(pair, lambda level: level.stats.ttft_ms.p95),
+        void=pair.void,
+        list_sha256="" if level is None else level.list_sha256,
+    )
+
+
+def _both(pair: Pair, read: Callable[[LevelResult], float | None]) -> tuple[float | None, float | None, float | None]:
+    a, b = (None if level is None else read(level) for level in (pair.a, pair.b))
+    return a, b, b / a if a and b else None
+
+
 def _versus(a: Result, b: Result, cell: CellComparison) -> Versus:
     sides = [_named(a, cell.a, cell.workload, "A"), _named(b, cell.b, cell.workload, "B")]
     slots = {side.asked.deployment: slot for slot, side in enumerate(sides)}
@@ -55,7 +124,7 @@ def _versus(a: Result, b: Result, cell: CellComparison) -> Versus:
         names=tuple(slots.items()),
         rows=tuple(map(_row, cell.claims)),
         pictures=pictures(sides, slots, a.slo) if several else (),
-        sentence=" ".join(_sentences(cell)),
+        sentence=" ".join(_sentences(cell.claims)),
     )
 
 
@@ -66,9 +135,9 @@ def _named(run: Result, deployment: str, workload: str, letter: str) -> CellResu
     return msgspec.structs.replace(cell, asked=asked)
 
 
-def _sentences(cell: CellComparison) -> Iterator[str]:
+def _sentences(claims: Iterable[Claim]) -> Iterator[str]:
     by_word: dict[str, list[str]] = {}
-    for claim in cell.claims:
+    for claim in claims:
         by_word.setdefault(claim.word, []).append(claim.metric)
     for word in CHIPS:
         if word in by_word:
@@ -76,7 +145,9 @@ def _sentences(cell: CellComparison) -> Iterator[str]:
 
 
 def _value(claim: Claim, value: float | None) -> str:
-    return latency(value) if claim.unit == "ms" else f"{significant(value)} {claim.unit}" if value is not None else NONE
+    if value is None or claim.unit == "ms":
+        return latency(value)
+    return f"{count(value) if claim.unit == 'users' else significant(value)} {claim.unit}"
 
 
 def _row(claim: Claim) -> Row:

@@ -83,3 +83,53 @@ def test_a_plan_that_would_cut_every_fresh_run_says_so(
     code, out = dry(capsys, tmp_path, most=f"64\n{ramp}")
     assert code == 0, out
     assert ("INVALID, after 1:00: raise ramp.max_seconds" in out) is warned, out
+
+
+PAIRS = """
+seed = 4
+[model]
+id = "m"
+[defaults]
+launch = "docker"
+[[deployment]]
+name = "one"
+stack = "vllm"
+[[deployment]]
+name = "two"
+stack = "sglang"
+[[workload]]
+name = "w"
+prompt_tokens = 8
+output_tokens = 8
+[ramp]
+max = 4
+[[compare]]
+a = "one"
+b = "two"
+workload = "w"
+pairs = 4
+concurrency = 2048
+"""
+
+
+def test_a_comparison_is_shown_with_its_order_and_its_cost(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("orchestrator.commands.run.usable_cpus", lambda: 8.0)
+    file = tmp_path / "plan.toml"
+    file.write_text(PAIRS)
+
+    def told(*more: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main(["run", str(file), "--dry-run", *more])
+        assert ended.value.code == 0
+        return capsys.readouterr().out
+
+    out, document = told(), json.loads(told("--json"))
+    (comparison,) = document["comparisons"]
+    assert comparison["id"] == "one--two--w--2048"
+    assert comparison["order"] in ("ABBA BAAB", "BAAB ABBA")
+    assert comparison["expected_s"] > 8 * 180, "eight starts in Docker"
+    assert "2 cells and 1 comparison in pairs, about" in out
+    assert "two against one at 2,048 users: 4 pairs in the order " + comparison["order"] in out
+    assert document["client"]["workers_expected"] > 1, "its level is the largest of the plan"

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from orchestrator.load.answer import Answer, spread_counts
 from orchestrator.load.http1 import ResponseParser
+from orchestrator.load.shape import Shape
 from stacks.base import Wire
 from stacks.llamacpp import CompletionWire
 from stacks.openai import ChatWire, CompletionsWire
@@ -121,7 +122,8 @@ USAGE = event(
 )
 DONE = b"data: [DONE]\n\n"
 KINDS = {
-    "text": TEXT, "role": ROLE, "empty": text(""), "null": text(None), "reasoning": REASONING, "finish": FINISH,
+    "text": TEXT, "other text": text(" b"), "newline": text("\n"), "quote": text('"'), "role": ROLE,
+    "empty": text(""), "null": text(None), "reasoning": REASONING, "finish": FINISH,
     "usage": USAGE, "done": DONE, "comment": b": ping\n\n", "retry": b"retry: 3\nid: 7\n\n",
     "two lines": b'data: {"choices":[{"delta":\ndata: {"content":"x"}}]}\n\n', "crlf": TEXT.replace(b"\n", b"\r\n"),
     "ids": text("a", token_ids=[1, 2]), "long": text("x" * 3000), "unicode": text("é\u2028\n\n"),
@@ -139,6 +141,13 @@ class OneByOne(ChatWire):
 
     def read(self, data: bytes) -> Any:
         return self.delta(msgspec.json.decode(data))
+
+    def count_texts(self, events: bytes) -> int | None:
+        return None
+
+
+class EventByEvent(ChatWire):
+    """The same dialect, never asked about many events at once."""
 
     def count_texts(self, events: bytes) -> int | None:
         return None
@@ -168,6 +177,60 @@ def test_many_events_at_once_mean_the_same_as_one_by_one(
     slow = read(OneByOne(), reads)
     assert fast.facts() == slow.facts()
     assert fast.failure(9, forces_length=True) == slow.failure(9, forces_length=True)
+
+
+INSIDE = (
+    b"a", b" the", b"", b"\\n",
+    b"\\\\", b'\\"', b"\\u00e9", b"\\ud83d\\ude00", b"\\ud83d", b"\\", b"\\x", b"\\u12", b'"',
+    b"\n", b"\x1f", b"\xc3\xa9", b"\xc3", b"\xa9", b'","finish_reason":"stop","x":"', b"\r", b"\r\n", b"}", b"\n\n",
+    b"\xe2\x80\xa8", b'a"},"finish_reason":null}]}\n\ndata: {"choices":[{"delta":{"content":"',
+)  # fmt: skip
+"""What a server may put between the quotes of a text, right or wrong."""
+
+
+@settings(deadline=None)
+@given(
+    inside=st.lists(st.one_of(st.sampled_from(INSIDE[:4]), st.sampled_from(INSIDE)), max_size=60),
+    field=st.sampled_from([b"content", b"id", b"role", b"finish_reason", b"error", b"reasoning_content"]),
+    take_every=st.integers(min_value=1, max_value=40),
+)
+def test_events_that_differ_in_one_string_mean_the_same_as_one_by_one(
+    inside: list[bytes], field: bytes, take_every: int
+) -> None:
+    whole = b'data: {"object":"chat.completion.chunk","choices":[{"delta":{"content":"hi","x":"y"}}],"id":"1"}\n\n'
+    head = whole[: whole.index(b'"content":"hi"')] + b'"%b":"' % field
+    tail = whole[whole.index(b'"hi"') + 3 :] if field == b"content" else b'","content":"hi"}}],"id":"1"}\n\n'
+    reads = [ROLE, *(head + text + tail for text in inside), FINISH, DONE]
+    fast, slow = read(ChatWire(), reads, take_every=take_every), read(EventByEvent(), reads)
+    assert fast.facts() == slow.facts()
+    assert fast.failure(9, forces_length=False) == slow.failure(9, forces_length=False)
+
+
+def test_the_texts_of_a_usual_stream_are_told_at_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two events are read to learn what the others look like, whatever they say."""
+    asked: list[int | None] = []
+
+    class Watched(ChatWire):
+        def count_texts(self, events: bytes) -> int | None:
+            asked.append(super().count_texts(events))
+            return asked[-1]
+
+    words = ["The", "The", " card", "\n", ' "holds"', " é", " \\", "!"] * 50
+    answer = read(Watched(), [ROLE, *map(text, words), FINISH, USAGE, DONE], take_every=1000)
+    assert len(answer.token_ns) == len(words)
+    assert [count for count in asked if count] == [2]
+
+
+def test_a_key_that_differs_is_no_text() -> None:
+    one, other = (
+        b'data: {"choices":[{"delta":{"content":"a"},"%b":null}]}\n\n' % key for key in (b"x", b"finish_reason")
+    )
+    assert Shape.of(one, other) is None
+    assert Shape.of(one, one) is None
+    shape = Shape.of(one, one.replace(b'"a"', b'"b"'))
+    assert shape is not None
+    assert shape.lengths(one * 3 + other + one) == [len(one)] * 3
+    assert shape.lengths(one * 3 + one[:-1]) == [len(one)] * 3
 
 
 @settings(deadline=None)
@@ -258,11 +321,12 @@ def test_reads_that_are_framed_together_give_the_same_body_at_the_same_times(
     data = chunked(pieces)
     for reads in (cut(data, cuts), [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces] + [b"0\r\n\r\n"]):
         together, apart = ResponseParser(max_body_bytes=10**6), ResponseParser(max_body_bytes=10**6)
-        together.feed([HEAD, *reads], range(1, len(reads) + 2))
+        together.feed(HEAD, [len(HEAD)], [1])
+        together.feed(b"".join(reads), list(map(len, reads)), range(2, len(reads) + 2))
         for number, piece in enumerate([HEAD, *reads], start=1):
-            apart.feed([piece], [number])
+            apart.feed(piece, [len(piece)], [number])
         assert together.done
         assert apart.done
         assert bytes(together.arrivals.body) == bytes(apart.arrivals.body) == b"".join(pieces)
-        assert together.arrivals.ends == apart.arrivals.ends
-        assert together.arrivals.stamps == apart.arrivals.stamps
+        for end in range(1, len(apart.arrivals.body) + 1):
+            assert together.arrivals.time_of(end) == apart.arrivals.time_of(end)

@@ -58,9 +58,9 @@ def test_damage_is_told_and_never_crashes(seed: int) -> None:
     parser, answer, whole = ResponseParser(max_body_bytes=10**6), Answer(rng.choice(WIRES)), False
     answer.status, answer.arrivals = 200, parser.arrivals
     try:
-        parser.feed([HEAD], [1])
+        parser.feed(HEAD, [len(HEAD)], [1])
         for at_ns, data in enumerate(cut(raw, [1, 50, 300, 5000], rng), start=2):
-            parser.feed([data], [at_ns])
+            parser.feed(data, [len(data)], [at_ns])
             if rng.random() < 0.05:
                 answer._take(parser.arrivals.take())
         whole = parser.end_of_stream()

@@ -18,7 +18,7 @@ LENGTH = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 11\r\
 def parse(pieces: list[bytes]) -> ResponseParser:
     parser = ResponseParser(max_body_bytes=1000)
     for number, piece in enumerate(pieces):
-        parser.feed([piece], [number])
+        parser.feed(piece, [len(piece)], [number])
     return parser
 
 

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from orchestrator.clock import NS_PER_MS, now_ns
-from orchestrator.load.reads import LONG_BYTES, MOST_READS, WAITS, Kept, Poller
+from orchestrator.load.reads import LONG_ROOM, MOST_READS, WAITS, Kept, Poller
 from orchestrator.load.stamps import RealClock
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="epoll is Linux's")
@@ -27,9 +27,10 @@ class Reader:
         self.news = asyncio.Event()
 
     def on_reads(self) -> None:
-        pieces, at_ns, _ = self.poller.take(self.kept)
-        assert len(pieces) == len(at_ns) > 0
-        self.data += b"".join(pieces)
+        data, sizes, at_ns, _ = self.poller.take(self.kept)
+        assert len(sizes) == len(at_ns) > 0
+        assert sum(sizes) == len(data)
+        self.data += data
         self.looks += 1
         self.news.set()
 
@@ -78,7 +79,7 @@ def test_what_came_before_and_its_end_are_told_once() -> None:
 
 
 def test_more_than_one_turn_reads_is_read_in_several() -> None:
-    size = 3 * MOST_READS * LONG_BYTES
+    size = 3 * MOST_READS * LONG_ROOM
 
     async def scenario(poller: Poller, reader: Reader, ours: socket.socket, theirs: socket.socket) -> None:
         poller.watch(ours, reader.kept)

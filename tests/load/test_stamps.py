@@ -13,7 +13,15 @@ import pytest
 from orchestrator.clock import now_ns
 from orchestrator.host import SO_TIMESTAMPNS
 from orchestrator.load import stamps
-from orchestrator.load.stamps import CONTROL_BYTES, RealClock, StampsKept, arrivals, clock_offset_ns, stamp_reads
+from orchestrator.load.stamps import (
+    CONTROL_BYTES,
+    RealClock,
+    StampsKept,
+    arrivals,
+    clock_offset_ns,
+    stamp_reads,
+    user_stamp,
+)
 
 NOW, OFFSET = 5_000_000_000, 1_700_000_000_000_000_000
 """Monotonic now, and real-time minus monotonic, in ns."""
@@ -60,7 +68,7 @@ class Reading:
         reads = self.clock.begin()
         piece, control, _, _ = self.recvmsg(1024, CONTROL_BYTES)
         self.clock.see(reads)
-        (arrival,), kernel = arrivals([control[0][2]], [reads])
+        (arrival,), kernel = arrivals(control[0][2] if control else user_stamp(), [reads])
         return piece, arrival, kernel
 
 
@@ -160,7 +168,8 @@ def test_reads_of_several_rounds_are_told_as_each_alone(monkeypatch: pytest.Monk
     offsets = [OFFSET + 2_000 * n for n in range(1, 21)]
     raw = [struct.pack("@qq", *divmod(at + offset, 1_000_000_000)) for at, offset in zip(came, offsets, strict=True)]
     assert len({reads.offset_ns for reads in rounds}) == 20
-    at_once, by_kernel = arrivals(raw, rounds)
+    at_once, by_kernel = arrivals(b"".join(raw), rounds)
     assert by_kernel
     assert all(abs(found - at) <= 100 for found, at in zip(at_once, came, strict=True))
-    assert arrivals([*raw[:-1], NOW], rounds) == ([*at_once[:-1], NOW], False)
+    own = user_stamp()
+    assert arrivals(b"".join([*raw[:-1], own]), rounds) == ([*at_once[:-1], clocks.mono], False)

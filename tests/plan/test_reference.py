@@ -10,7 +10,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from orchestrator.plan.settings import Budget, Client, Frontier, ModelSettings, OpenLoop, Ramp, WorkloadSettings
+from orchestrator.plan.settings import (
+    Budget,
+    Client,
+    Compare,
+    Frontier,
+    ModelSettings,
+    OpenLoop,
+    Ramp,
+    WorkloadSettings,
+)
 from orchestrator.plan.settings import Soak as SoakSettings
 from orchestrator.records import Cost, Demand, Slo
 from stacks.base import Deployment
@@ -26,6 +35,7 @@ TABLES: dict[str, type[msgspec.Struct]] = {
     "open_loop": OpenLoop,
     "demand": Demand,
     "soak": SoakSettings,
+    "compare": Compare,
     "budget": Budget,
     "client": Client,
     "cost": Cost,

@@ -10,9 +10,10 @@ import pytest
 from fakes.run_directory import FakeCell, asked_cell, build_run
 
 from orchestrator.errors import JournalError
+from orchestrator.judge.claims import Claim
 from orchestrator.judge.search import SearchRules
 from orchestrator.records import Slo
-from reports.comparison import Claim, compare
+from reports.comparison import compare
 from reports.gate import gate
 from reports.html import render_comparison
 from reports.result import Result, result

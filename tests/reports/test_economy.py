@@ -10,10 +10,10 @@ from fakes.run_directory import FakeCell, asked_cell, build_run
 from orchestrator.commands.show import summary
 from orchestrator.judge.search import SearchRules
 from orchestrator.records import AskedCell, Cost
-from reports import result as results
 from reports.economy import cards_of, price_per_hour
 from reports.html import write_report
-from reports.result import CellResult, LevelResult, result
+from reports.levels import LevelResult, level_result
+from reports.result import CellResult, result
 from reports.run import read_run
 from reports.sections.decision import cost_text, energy_text
 
@@ -103,14 +103,13 @@ def test_the_point_that_may_be_signed_is_taken_where_it_was_measured(tmp_path: P
 
 
 def test_where_only_the_runs_together_hold_their_cost_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    of_journal = results._level
 
     def alone(*given: Any) -> LevelResult:
-        level = of_journal(*given)
+        level = level_result(*given)
         verdict = msgspec.structs.replace(level.verdict, verdict="UNDECIDED")
         return msgspec.structs.replace(level, verdict=verdict) if level.concurrency == 4 else level
 
-    monkeypatch.setattr(results, "_level", alone)
+    monkeypatch.setattr("reports.result.level_result", alone)
     _, found = cell(tmp_path, COST, power_w=250.0)
     runs = [v for v in found.levels if v.concurrency == 4]
     assert (found.verdict.c_ok, {v.verdict.verdict for v in runs}) == (4, {"UNDECIDED"})

@@ -11,10 +11,11 @@ from fakes.run_directory import FakeCell, asked_cell, build_run
 import reports.certainty
 import reports.course
 from orchestrator.clock import NS_PER_MS, NS_PER_S
+from orchestrator.judge.bounds import Estimate
 from orchestrator.judge.search import SearchRules
 from orchestrator.metrics import output_arrivals
 from orchestrator.records import ClientHealth, Failure, LevelRun, LevelSpec, RequestRecord, Sample, Slo
-from reports.certainty import Certainty, Estimate
+from reports.certainty import Certainty
 from reports.compat import Spread, compat, spread
 from reports.course import Course
 from reports.result import result

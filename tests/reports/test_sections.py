@@ -5,7 +5,7 @@ import pytest
 from fakes.run_directory import FakeCell, asked_cell, build_run
 
 from orchestrator.judge.search import SearchRules
-from reports.result import CellResult, Result, result
+from reports.result import CellResult, Result, broke_at, result
 from reports.run import read_run
 from reports.sections import belief, bought, breaks, decision, repeat
 from reports.sections.bought import weight_format
@@ -70,7 +70,7 @@ def test_too_few_requests_are_no_break(tmp_path: Path) -> None:
     assert card.headline == "Nothing held; 2 concurrent users could not be decided."
     assert (card.span, card.breaks) == ("none \u2192 undecided", "undecided")
     assert card.why.startswith("At 2 concurrent users: 10 measured requests, ")
-    assert decision.broke_at(found.cells[0]) is None
+    assert broke_at(found.cells[0]) is None
 
 
 def test_the_overview_has_a_place_for_every_cell(twelve_result: Result) -> None:

@@ -44,7 +44,7 @@ def _read(wire: Wire, data: bytes, size: int, *, together: int, eager: bool) -> 
         for first in range(0, len(pieces), together):
             read = pieces[first : first + together]
             seen = first + len(read)
-            parser.feed(read, range(first + 1, seen + 1))
+            parser.feed(b"".join(read), list(map(len, read)), range(first + 1, seen + 1))
             answer.status = parser.status
             if eager and parser.head_done and len(parser.arrivals.body) > 64:
                 answer._take(parser.arrivals.take())
