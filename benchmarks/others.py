@@ -6,8 +6,7 @@ Each tool keeps N streams of 50 tokens/s busy, on one core. What it *says* of TT
 held against what the server did: its own time to the first token, and its own gaps. Nothing of a tool is patched. A
 tool that is not installed is named and left out; `--list` says how each is installed and what of it is compared.
 
-The adapter of vLLM has run with its release 0.32.0; those of GuideLLM and AIPerf follow their documentation and have
-not run.
+The adapters have run with vLLM 0.32.0, GuideLLM 0.8.1 (before 0.8 its command line was another) and AIPerf 0.13.0.
 """
 
 from __future__ import annotations
@@ -72,6 +71,8 @@ class Tool(NamedTuple):
     command: Callable[[str, Job], list[str]]
     read: Callable[[Job], Told]
     needs_tokenizer: bool = True
+    offline: bool = True
+    """It finds a tokenizer's folder with the model hub forbidden."""
 
 
 # --- the adapters -------------------------------------------------------------------------------------------------
@@ -111,12 +112,13 @@ def vllm_told(job: Job) -> Told:
 
 
 def guidellm_command(program: str, job: Job) -> list[str]:
-    data = json.dumps({"prompt_tokens": PROMPT_TOKENS, "output_tokens": TOKENS})
+    lengths = f"prompt_tokens={PROMPT_TOKENS},output_tokens={TOKENS}"
     return [
-        *(program, "benchmark", "run", "--target", job.url, "--model", "truth", "--processor", job.tokenizer),
-        *("--request-type", "chat_completions", "--profile", "concurrent", "--rate", str(job.streams)),
-        *("--data", data, "--max-requests", str(job.requests), "--disable-console"),
-        *("--output-path", str(job.folder / "out.json")),
+        *(program, "run", "--backend", f"kind=openai_http,target={job.url},model=truth"),
+        *("--tokenizer", f"kind=hf_auto,model={job.tokenizer}", "--data", f"kind=synthetic_text,{lengths}"),
+        *("--profile", f"kind=concurrent,streams={job.streams}"),
+        *("--constraint", f"kind=max_requests,count={job.requests}", "--disable-console"),
+        *("--output", f"kind=json,path={job.folder / 'out.json'}"),
     ]
 
 
@@ -153,11 +155,12 @@ TOOLS = {
         "vllm bench serve", "vllm", "pip install vllm", "TTFT; ITL (gaps between chunks)", vllm_command, vllm_told
     ),
     "guidellm": Tool(
-        "GuideLLM", "guidellm", "pip install guidellm", "TTFT; its ITL is one value a request, our TPOT",
+        "GuideLLM", "guidellm", "pip install 'guidellm>=0.8'", "TTFT; its ITL is one value a request, our TPOT",
         guidellm_command, guidellm_told,
     ),
     "aiperf": Tool(
-        "AIPerf", "aiperf", "pip install aiperf", "TTFT; inter chunk latency", aiperf_command, aiperf_told
+        "AIPerf", "aiperf", "pip install aiperf", "TTFT; inter chunk latency", aiperf_command, aiperf_told,
+        offline=False,  # 0.13.0 takes a folder for a name on the hub then
     ),
 }  # fmt: skip
 
@@ -189,7 +192,7 @@ def measure(tool: Tool, program: str, streams: int, tokenizer: str, cpus: tuple[
             job = Job(f"http://127.0.0.1:{int(server.stdout.readline())}", streams, folder, tokenizer)
             before, started = _children_cpu_s(), time.monotonic()
             try:
-                wrong = _run(tool.command(program, job), cpus[1])
+                wrong = _run(tool.command(program, job), cpus[1], offline=tool.offline)
                 cpu_s, wall_s = _children_cpu_s() - before, time.monotonic() - started  # the server runs still
             finally:
                 server.terminate()
@@ -198,10 +201,10 @@ def measure(tool: Tool, program: str, streams: int, tokenizer: str, cpus: tuple[
         return wrong or score(tool, job, cpu_s, wall_s, list(read_truth(truth_file)))
 
 
-def _run(command: list[str], cpu: int) -> str | None:
+def _run(command: list[str], cpu: int, *, offline: bool) -> str | None:
     """Run it on one core; the end of what it said, if it failed."""
     pinned = [sys.executable, "-c", _PIN, str(cpu), *command]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"} | ({"HF_HUB_OFFLINE": "1"} if offline else {})
     try:
         done = subprocess.run(pinned, capture_output=True, text=True, timeout=600, check=False, env=environment)
     except subprocess.TimeoutExpired:

@@ -170,6 +170,14 @@ def require_free(path: Path, least_bytes: int) -> None:
         )
 
 
+def require_folder(file: Path) -> None:
+    """Raises `HostError` when a file that is to be written has no folder to lie in: told before the work for it."""
+    if not file.parent.is_dir():
+        raise HostError(
+            f"{file} cannot be written: there is no folder {file.parent}.", "Make it, or name another file."
+        )
+
+
 # --- reading -----------------------------------------------------------------------------------------------------
 
 

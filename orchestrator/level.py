@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from orchestrator.asked import level_seed, level_spec, open_spec, open_traffic
+from orchestrator.folded import folded
 from orchestrator.host import usable_cpus
 from orchestrator.journal import Journal, Lines
 from orchestrator.judge.level import decided_early, judge_level
@@ -17,11 +18,20 @@ from orchestrator.judge.looks import RunningLooks
 from orchestrator.judge.search import Measure
 from orchestrator.known import Known
 from orchestrator.load.capacity import Expected, workers_needed
-from orchestrator.load.tally import StopEarly, never
 from orchestrator.metrics import is_good, level_stats
 from orchestrator.plan import Cell, Plan
 from orchestrator.progress import Progress
-from orchestrator.records import LevelCommitted, LevelRun, LevelSpec, Request, RequestRecord, Sample, ServerFailure
+from orchestrator.records import (
+    LevelCommitted,
+    LevelRun,
+    LevelSpec,
+    Request,
+    RequestRecord,
+    Sample,
+    ServerFailure,
+    StopEarly,
+    never,
+)
 from workloads.workload import requests_sha256
 
 
@@ -141,7 +151,7 @@ class Bench:
 
         def on_record(record: RequestRecord) -> None:
             self._requests.append(record)
-            records.append(record)
+            records.append(folded(record) if spec.purpose == "soak" else record)
             self._progress.record(record)
 
         traffic = self._traffic(spec, demanded)

@@ -78,6 +78,8 @@ def largest_gap_ns(r: RequestRecord) -> int | None:
     """Longest time between two successive token events; 0 for a single one. None if the request failed."""
     if r.failure is not None or not r.token_ns:
         return None
+    if r.largest_gap_ns is not None:
+        return r.largest_gap_ns
     return max((after - before for before, after in itertools.pairwise(r.token_ns)), default=0)
 
 
@@ -132,8 +134,13 @@ def percentile(sorted_values: Sequence[float] | Floats, basis_points: int) -> fl
     return float(sorted_values[-(-basis_points * n // 10_000) - 1])
 
 
-def percentiles(values: Sequence[float] | Floats) -> Percentiles:
-    """Summary of values in any order, failures as +inf. A percentile that falls on a failure has no value."""
+def percentiles(values: Sequence[float] | Floats, times: Ints | None = None) -> Percentiles:
+    """Summary of values in any order, failures as +inf. A percentile that falls on a failure has no value.
+
+    `times`: how often each value occurred; None = once each.
+    """
+    if times is not None:
+        return _percentiles_of_many(np.asarray(values, np.float64), times)
     ordered = np.sort(np.asarray(values, np.float64))
     if not len(ordered):
         return Percentiles()
@@ -148,6 +155,21 @@ def percentiles(values: Sequence[float] | Floats) -> Percentiles:
         n=len(ordered),
         n_finite=len(finite),
     )
+
+
+def _percentiles_of_many(values: Floats, times: Ints) -> Percentiles:
+    """The same without a place in memory for every time that a value occurred."""
+    order = np.argsort(values, kind="stable")
+    ordered, until = values[order], np.cumsum(times[order])
+    n = int(until[-1]) if len(until) else 0
+    if not n:
+        return Percentiles()
+    ranks = [-(-points * n // 10_000) for points in (5000, 9000, 9500, 9900)]
+    p50, p90, p95, p99 = (_finite(float(value)) for value in ordered[np.searchsorted(until, ranks)])
+    finite = values < INF
+    n_finite = int(times[finite].sum())
+    mean = float((values[finite] * times[finite]).sum() / n_finite) if n_finite else None
+    return Percentiles(p50=p50, p90=p90, p95=p95, p99=p99, mean=mean, n=n, n_finite=n_finite)
 
 
 def _finite(value: float) -> float | None:
@@ -179,11 +201,11 @@ class TokenEvents(NamedTuple):
         inside = kept[self.request]
         return TokenEvents(self.at_ns[inside], (np.cumsum(kept) - 1)[self.request[inside]], self.tokens[inside])
 
-    def inter_token_ms(self) -> Floats:
-        """ITL of all requests, in ms (see `itl_ns`)."""
+    def inter_token_ms(self) -> tuple[Floats, Ints]:
+        """ITL of all requests, in ms (see `itl_ns`): a value for each event, and how many tokens it is of."""
         follows = self.request[1:] == self.request[:-1]
         tokens = self.tokens[1:][follows]
-        return np.repeat(np.diff(self.at_ns)[follows] / np.maximum(tokens, 1) / NS_PER_MS, tokens)
+        return np.diff(self.at_ns)[follows] / np.maximum(tokens, 1) / NS_PER_MS, tokens
 
 
 def _event_tokens(records: Sequence[RequestRecord], total: int) -> Ints:
@@ -194,14 +216,20 @@ def _event_tokens(records: Sequence[RequestRecord], total: int) -> Ints:
     return np.fromiter(itertools.chain.from_iterable(counts), np.int64, total)
 
 
-def _inter_token_ms(records: Sequence[RequestRecord], events: TokenEvents) -> Floats:
-    """ITL over all measured requests; a failed one counts +inf for every token gap that was asked of it."""
+_MANY = 1 << 22
+"""Tokens from which an event's ITL is kept once with their number, and not once for each."""
+
+
+def _inter_token(records: Sequence[RequestRecord], events: TokenEvents) -> Percentiles:
+    """ITL in ms over all measured requests; a failed one counts +inf for every token gap that was asked of it."""
     measured = [r.phase == "measured" for r in records]
     missing = sum(
         max(1, r.asked_out - 1) for r, counts in zip(records, measured, strict=True) if counts and r.failure is not None
     )
     succeeded = [counts and r.failure is None for r, counts in zip(records, measured, strict=True)]
-    return np.concatenate([events.of_requests(succeeded).inter_token_ms(), np.full(missing, INF)])
+    values, tokens = events.of_requests(succeeded).inter_token_ms()
+    values, tokens = np.append(values, INF), np.append(tokens, missing)
+    return percentiles(values, tokens) if tokens.sum() > _MANY else percentiles(np.repeat(values, tokens))
 
 
 def ttft_values_ms(measured: Sequence[RequestRecord], *, from_due: bool = False) -> list[float]:
@@ -472,7 +500,7 @@ def level_stats(
         slo_use=_use_at_target(measured, slo, from_due=from_due),
         ttft_ms=percentiles(ttft_values_ms(measured, from_due=from_due)),
         tpot_ms=percentiles(tpot_values_ms(measured)),
-        itl_ms=percentiles(_inter_token_ms(records, events)),
+        itl_ms=_inter_token(records, events),
         e2e_ms=percentiles(_all_ms(e2e_due_ns(r) if from_due else e2e_ns(r) for r in measured)),
         window_s=length_s,
         output_tokens_per_s=rates.output_tokens,

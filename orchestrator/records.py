@@ -6,6 +6,7 @@ Readers ignore unknown keys (msgspec's default) and refuse a newer `SCHEMA`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
@@ -130,6 +131,8 @@ class RequestRecord(Record, frozen=True, kw_only=True, gc=False):
     """Arrival of every token event (an event may carry several tokens)."""
     token_counts: tuple[int, ...] = ()
     """Tokens in each event of `token_ns`; empty = one each."""
+    largest_gap_ns: int | None = None
+    """Longest time between two token events, where `token_ns` does not hold them all (`orchestrator.folded`)."""
 
 
 # --- a level ----------------------------------------------------------------------------------------------------
@@ -215,6 +218,16 @@ class LevelSpec(Record, frozen=True, kw_only=True):
             return None
         step = 1 if self.requests % 10 else 10
         return max(self.requests, -(-issued // step) * step)
+
+
+StopEarly = Callable[[RequestRecord, int, int | None], str | None]
+"""Asked after each measured record, with its place among the measured ones in issue order, from 0, and how many of them
+there will be (see `LevelSpec.measured_in_all`): a reason ends the level."""
+
+
+def never(_record: RequestRecord, _place: int, _of: int | None) -> str | None:
+    """A level that ends by its own rules alone."""
+    return None
 
 
 class ClientHealth(Record, frozen=True, kw_only=True):

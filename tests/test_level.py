@@ -23,12 +23,24 @@ from orchestrator.level import Bench
 from orchestrator.load.closed import run_closed
 from orchestrator.load.engine import Load, OnRecord
 from orchestrator.load.supply import Drawn
-from orchestrator.load.tally import StopEarly, never
 from orchestrator.machine import Machine, SocketLoad
 from orchestrator.metrics import level_stats, measured_records
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.reading import parse_plan
-from orchestrator.records import LevelCommitted, LevelRun, Phase, Purpose, Request, RequestRecord, ServerRecord
+from orchestrator.records import (
+    LevelCommitted,
+    LevelRun,
+    LevelStats,
+    Phase,
+    Purpose,
+    Request,
+    RequestRecord,
+    Sample,
+    ServerRecord,
+    Slo,
+    StopEarly,
+    never,
+)
 from stacks.catalog import stack
 
 SERVER = Path(__file__).parent / "fakes" / "openai_server.py"
@@ -155,8 +167,10 @@ class Scripted:
     """An engine that sends nothing: the k-th measured request gets its first token after as many seconds as it is told,
     in the loop's own time."""
 
-    def __init__(self, first_s: Callable[[int], float]) -> None:
+    def __init__(self, first_s: Callable[[int], float], tokens: int = 1) -> None:
+        """`tokens` come in as many events, 50 a second, the last one at the end."""
         self._first_s = first_s
+        self._tokens = tokens
         self._measured = 0
 
     async def run(
@@ -180,17 +194,23 @@ class Scripted:
         sent_ns = round(loop.time() * NS_PER_S)
         first_s = self._first_s(self._measured) if phase == "measured" else 0.5
         self._measured += phase == "measured"
-        await asyncio.sleep(first_s)
+        await asyncio.sleep(first_s + (self._tokens - 1) / 50)
         end_ns = round(loop.time() * NS_PER_S)
+        token_ns = tuple(end_ns - 20_000_000 * n for n in reversed(range(self._tokens)))
         return RequestRecord(
             seq=seq, request_id=str(seq), phase=phase, due_ns=due_ns, sent_ns=sent_ns, end_ns=end_ns,
-            asked_in=request.prompt_tokens, asked_out=1, first_ns=end_ns, last_ns=end_ns, out_tokens=1,
-            token_ns=(end_ns,), user=user,
+            asked_in=request.prompt_tokens, asked_out=self._tokens, first_ns=token_ns[0], last_ns=end_ns,
+            out_tokens=self._tokens, token_ns=token_ns, user=user,
         )  # fmt: skip
 
 
 def measure_scripted(
-    monkeypatch: pytest.MonkeyPatch, folder: Path, min_seconds: float, first_s: Callable[[int], float]
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    min_seconds: float,
+    first_s: Callable[[int], float],
+    purpose: Purpose = "ladder",
+    tokens: int = 1,
 ) -> LevelCommitted:
     """A closed level of two users and at least 40 requests, of which 90 % have to come within a second."""
     text = PLAN.format(url="http://127.0.0.1:1", arrivals="poisson", most=1)
@@ -204,9 +224,9 @@ def measure_scripted(
     async def run(journal: Journal) -> LevelCommitted:
         died = asyncio.ensure_future(ExternalServer(record).died())
         journal.files.attempt(cell.id, 1).mkdir(parents=True)
-        load = SocketLoad(Scripted(first_s), journal.files.samples(cell.id, 1), Quiet())
+        load = SocketLoad(Scripted(first_s, tokens), journal.files.samples(cell.id, 1), Quiet())
         with contextlib.closing(load), contextlib.closing(Bench(load, plan, cell, journal, 1, Quiet())) as bench:
-            spec = bench.spec(Measure(concurrency=2, purpose="ladder", replicate=0))
+            spec = bench.spec(Measure(concurrency=2, purpose=purpose, replicate=0))
             commit = await bench.measure(spec, died, level=0)
         died.cancel()
         return commit
@@ -245,3 +265,25 @@ def test_what_cannot_hold_any_more_is_cut_when_the_minimum_time_is_over(
     assert (of - decided) / of < 0.9
     assert of >= commit.stats.offered > 40
     assert (commit.verdict.verdict, commit.verdict.invalid) == ("FAIL", ())
+
+
+@pytest.mark.parametrize(("purpose", "kept"), [("soak", 4), ("ladder", 151)])
+def test_of_a_soak_no_stamp_of_a_token_is_held_that_the_file_has(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, purpose: Purpose, kept: int
+) -> None:
+    """Answers of 151 tokens in three seconds: a stamp a second is kept in memory, and all of them on disk."""
+    judged: list[RequestRecord] = []
+
+    def spied(run: LevelRun, records: list[RequestRecord], samples: list[Sample], slo: Slo) -> LevelStats:
+        judged.extend(records)
+        return level_stats(run, records, samples, slo)
+
+    monkeypatch.setattr("orchestrator.level.level_stats", spied)
+    commit = measure_scripted(monkeypatch, tmp_path / "run", 60.0, lambda _: 0.5, purpose, tokens=151)
+    written = read_records(tmp_path / "run", commit)
+    assert len(judged) == len(written) >= 40
+    assert {len(record.token_ns) for record in judged} == {kept}
+    assert {len(record.token_ns) for record in written} == {151}
+    whole = level_stats(commit.run, written, [], Slo(attainment=0.9, ttft_ms=1000, tpot_ms=20000))
+    assert (commit.stats.good, commit.stats.ttft_ms, commit.stats.tpot_ms) == (whole.good, whole.ttft_ms, whole.tpot_ms)
+    assert commit.stats.output_tokens_per_s == pytest.approx(whole.output_tokens_per_s, rel=0.02)

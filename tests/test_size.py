@@ -264,6 +264,7 @@ def test_a_hub_that_does_not_answer_well(
         (("--card", "H100"), "--model is missing"),
         (LLAMA, "--card is missing"),
         ((*LLAMA, "--card", "H101"), "--card-memory"),
+        (("--model", "nothing-like-it", "--card", "H100"), "Or give a config.json"),
         ((*LLAMA, "--card", "H100", "--weights", "awqq"), "Nearest: awq"),
         ((*LLAMA, "--card", "H100", "--weights", "nf4"), "before 0.28.0"),
         ((*LLAMA, "--card", "H100", "--stack", "vlm"), "Nearest: vllm"),

@@ -14,9 +14,12 @@ from orchestrator.records import Request
 from workloads.arrivals import Law, modulated, schedule
 from workloads.rows import Rows
 from workloads.strata import Pairs
-from workloads.streams import distinct_words, uniforms
+from workloads.streams import Stream, distinct_words
 from workloads.traces import arrivals_of
 from workloads.workload import Arrivals, clamp_pairs
+
+_MOST_ROWS = 1 << 20
+"""Of a trace that comes again and again, looked at together."""
 
 
 class Replay(NamedTuple):
@@ -113,15 +116,26 @@ def _stamps(times_s: NDArray[np.float64], pairs: Pairs, rate_per_s: float, seed:
     own = _own_rate(times_s)
     scale = min(1.0, own / rate_per_s)
     span = float(times_s[-1]) * scale + scale / own
-    again = np.arange(np.ceil(seconds / span))
-    at = (times_s * scale + span * again[:, None]).ravel()
-    asked = np.tile(pairs, (len(again), 1))
-    if rate_per_s < own:
-        kept = uniforms(seed, len(at), "thin") < rate_per_s / own
-        at, asked = at[kept], asked[kept]
+    at, rows = _repeated(times_s * scale, span, seconds, min(1.0, rate_per_s / own), Stream(seed, "thin"))
     first = 0
     if span > seconds and len(at):
         first = int((np.searchsorted(at, at + seconds) - np.arange(len(at))).argmax())
         at = at - at[first]
     inside = (np.arange(len(at)) >= first) & (at < seconds)
-    return Replay(schedule(at[inside].tolist(), requests=int(inside.sum())), asked[inside])
+    return Replay(schedule(at[inside].tolist(), requests=int(inside.sum())), pairs[rows[inside]])
+
+
+def _repeated(
+    times_s: NDArray[np.float64], span: float, seconds: float, kept: float, stream: Stream
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """When requests are due in as many repetitions of a trace as `seconds` take, of which a share is kept, and which
+    row each is. In blocks: a dense second that stands for an hour has thousands of times the rows that are kept."""
+    times, rows = [], []
+    repetitions, block = int(np.ceil(seconds / span)), max(1, _MOST_ROWS // len(times_s))
+    for start in range(0, repetitions, block):
+        again = np.arange(start, min(start + block, repetitions))
+        at = (times_s + span * again[:, None]).ravel()
+        chosen = np.flatnonzero(stream.uniforms(len(at)) < kept) if kept < 1.0 else np.arange(len(at))
+        times.append(at[chosen])
+        rows.append(chosen % len(times_s))
+    return np.concatenate(times), np.concatenate(rows)

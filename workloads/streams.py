@@ -14,16 +14,31 @@ from numpy.typing import NDArray
 Words = NDArray[np.uint64]
 
 
+class Stream:
+    """Words one block after another: they are those that one block of all of them would have."""
+
+    def __init__(self, seed: int, purpose: str = "") -> None:
+        """Any integer seeds, and each purpose has a stream of its own."""
+        digest = hashlib.sha256(f"{purpose}/{seed}".encode()).digest()
+        self._generator = np.random.PCG64(int.from_bytes(digest[:16]))
+
+    def words(self, n: int) -> Words:
+        """The next `n` words of 64 bits."""
+        return np.asarray(self._generator.random_raw(n), dtype=np.uint64)
+
+    def uniforms(self, n: int) -> NDArray[np.float64]:
+        """The next `n` floats in [0, 1): the upper 53 bits of each word."""
+        return (self.words(n) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
 def random_words(seed: int, n: int, purpose: str = "") -> Words:
-    """`n` 64-bit words; any integer seeds, and each purpose has a stream of its own."""
-    digest = hashlib.sha256(f"{purpose}/{seed}".encode()).digest()
-    generator = np.random.PCG64(int.from_bytes(digest[:16]))
-    return np.asarray(generator.random_raw(n), dtype=np.uint64)
+    """The first `n` words of a stream."""
+    return Stream(seed, purpose).words(n)
 
 
 def uniforms(seed: int, n: int, purpose: str = "") -> NDArray[np.float64]:
-    """`n` floats in [0, 1): the upper 53 bits of each word."""
-    return (random_words(seed, n, purpose) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    """The first `n` floats of a stream."""
+    return Stream(seed, purpose).uniforms(n)
 
 
 def permutation(seed: int, n: int, purpose: str = "") -> NDArray[np.int64]:

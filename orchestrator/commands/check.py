@@ -45,7 +45,8 @@ def check(
     Exits 0 when every cell is SIGNED, 1 when one is REFUSED or got worse (judged by intervals, never by points), 6 when
     one is PROVISIONAL or UNDECIDED, or when all are well but simulated; 5 when the baseline is not comparable.
     """
-    found = gate(result(read_run(run)), None if baseline is None else result(read_run(baseline)), under_test)
+    measured, before = read_run(run), None if baseline is None else read_run(baseline)
+    found = gate(result(measured), None if before is None else result(before), under_test)
     click.echo(msgspec.json.encode(found).decode() if as_json else told(found, allow_simulated=allow_simulated))
     code = 0 if allow_provisional and found.word == "PROVISIONAL" else EXIT_CODES[found.word]
     ctx.exit(EXIT_SIMULATED if code == 0 and found.simulated and not allow_simulated else code)

@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from orchestrator.errors import JournalError
+from orchestrator.host import require_folder
 from orchestrator.judge.claims import Claim
 from reports.comparison import MAY_DIFFER, CellComparison, Comparison, compare
 from reports.figures import clean, significant
@@ -45,13 +46,17 @@ def compare_runs(
     levels of their searches: name the run twice and choose with --a and --b. Refuses (exit 5) what was not measured on
     the same terms and names what differs.
     """
-    a = result(read_run(run_a))
     if run_b is None:
         if name_a or name_b or under_test or html:
             raise click.UsageError("--a, --b, --under-test and --html belong to two runs; name RUN_B too.")
-        click.echo(msgspec.json.encode(_own(a)).decode() if as_json else "\n".join(_in_pairs(a)))
+        alone = result(read_run(run_a))
+        click.echo(msgspec.json.encode(_own(alone)).decode() if as_json else "\n".join(_in_pairs(alone)))
         return
-    b = a if run_a == run_b else result(read_run(run_b))
+    first, second = read_run(run_a), read_run(run_b)  # what is no run is told before the work
+    if html is not None:
+        require_folder(html)
+    a = result(first)
+    b = a if run_a == run_b else result(second)
     found = compare(a, b, name_a=name_a, name_b=name_b, under_test=under_test)
     click.echo(msgspec.json.encode(found).decode() if as_json else "\n".join(_told(found)))
     if html is not None:

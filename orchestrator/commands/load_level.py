@@ -66,8 +66,21 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         return self.rate is not None or self.sessions_rate is not None
 
 
+def _check_url(text: str) -> None:
+    try:
+        url = urlsplit(text)
+        sound = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:  # a port over 65535, half of an IPv6 address
+        sound = False
+    if not sound:
+        raise click.UsageError(f"{text!r} is no URL of a server: write e.g. http://127.0.0.1:8000.")
+    if url.username or url.password:
+        raise click.UsageError("The URL holds a key or password: export it and name the variable with --api-key-env.")
+
+
 def check(options: Options, *, arrivals_given: bool) -> None:
     """Refuse what contradicts itself, in one sentence with the remedy."""
+    _check_url(options.url)
     is_open, talks = options.open_loop, options.sessions_rate is not None
     about_lengths = options.prompt_tokens or options.output_tokens
     conflicts = (
@@ -104,11 +117,6 @@ def check(options: Options, *, arrivals_given: bool) -> None:
     for wrong, sentence in conflicts:
         if wrong:
             raise click.UsageError(sentence)
-    url = urlsplit(options.url)
-    if url.scheme not in ("http", "https") or not url.hostname:
-        raise click.UsageError(f"{options.url!r} is no URL of a server: write e.g. http://127.0.0.1:8000.")
-    if url.username or url.password:
-        raise click.UsageError("The URL holds a key or password: export it and name the variable with --api-key-env.")
     try:
         proxy_for(options.url, options.proxy)
     except HostError as error:

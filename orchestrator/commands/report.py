@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from orchestrator.host import require_folder
 from reports.html import write_report
 from reports.pdf import find_chromium, write_pdf
 from reports.result import write_result
@@ -23,6 +24,8 @@ def report(run: Path, out: Path | None, pdf: bool, open_report: bool) -> None:
     """
     if pdf:
         find_chromium()  # told before the work, not after it
+    if out is not None:
+        require_folder(out)
     path = write_report(run, out, found=write_result(run))
     click.echo(str(path))
     if pdf:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 import msgspec
 
-from orchestrator.asked import turns
+from orchestrator.asked import open_rules, turns
 from orchestrator.campaign import Campaign
 from orchestrator.clock import wall_now
 from orchestrator.commands.display import display, duration, extent
@@ -21,6 +21,7 @@ from orchestrator.commands.show import summary
 from orchestrator.errors import HostError, JournalError, LoadproofError, StackError
 from orchestrator.host import raise_file_limit, require_free, usable_cpus
 from orchestrator.journal import Journal, RunFiles, read_events
+from orchestrator.judge.gaps import traffic_gaps
 from orchestrator.judge.pairs import blocks_in_words
 from orchestrator.load.capacity import expected, workers_needed
 from orchestrator.plan import Cell, Paired, Plan, load_plan, parse_plan
@@ -59,7 +60,9 @@ def run(
     Exits 0 when everything asked for was measured (a breaking point found is success), 4 when a server did not come
     up or did not stay up, 3 when the machine lacks something, 2 when the plan is wrong.
     """
-    plan, overrides = _plan_of(plan_file, overrides, resume)
+    if out is not None and resume is not None:
+        raise click.UsageError("A resumed run goes on in its own directory: leave --out away.")
+    plan, overrides = _plan_of(plan_file, overrides, resume, only_shown=dry_run)
     if dry_run:
         click.echo(describe_json(plan) if as_json else describe(plan))
         return
@@ -67,17 +70,22 @@ def run(
     measure(plan, journal, overrides, quiet=quiet, as_json=as_json, open_report=open_report)
 
 
-def _plan_of(plan_file: Path | None, overrides: tuple[str, ...], resume: Path | None) -> tuple[Plan, tuple[str, ...]]:
+def _plan_of(
+    plan_file: Path | None, overrides: tuple[str, ...], resume: Path | None, *, only_shown: bool
+) -> tuple[Plan, tuple[str, ...]]:
     """The plan and its overrides: as named, or as the interrupted run has them."""
+    if plan_file is not None and resume is not None:
+        raise click.UsageError("A resumed run has its plan: name PLAN.toml or --resume RUN_DIR, not both.")
     if plan_file is not None:
-        return load_plan(plan_file, overrides), overrides
+        return load_plan(plan_file, overrides, only_shown=only_shown), overrides
     if resume is None:
         raise click.UsageError("Name a plan: loadproof run PLAN.toml (or --resume RUN_DIR).")
     if overrides:
         raise JournalError("A resumed run keeps its plan.", "Leave --set away, or start a new run.")
     opened = next(event for event in read_events(resume) if isinstance(event, RunOpened))
     path = Path(opened.plan_path)
-    plan = parse_plan(RunFiles(resume).plan.read_bytes(), path.name, opened.overrides, base=path.parent)
+    text = RunFiles(resume).plan.read_bytes()
+    plan = parse_plan(text, path.name, opened.overrides, base=path.parent, only_shown=only_shown)
     return plan, opened.overrides
 
 
@@ -128,6 +136,7 @@ def describe_json(plan: Plan) -> str:
         for one in plan.comparisons()
     ]
     document = {"title": plan.title, "plan_sha256": plan.sha256, "client": client, "cells": cells}
+    document |= {"lacking": [str(problem) for problem in plan.lacking], "not_signed": _not_signed(plan)}
     document |= {"comparisons": comparisons} if comparisons else {}
     return json.dumps(document, indent=1)
 
@@ -168,8 +177,17 @@ def describe(plan: Plan) -> str:
             )
         lines.append(shown if same == cell.id or "\n" not in shown else f"  as {same}")
     lines += [line for one in plan.comparisons() for line in _compared(plan, one)]
-    lines += ["", f"Load: {load_processes(plan)}.", "Nothing was started."]
-    return "\n".join(lines)
+    lines += ["", f"Load: {load_processes(plan)}."]
+    lines += [f"PROVISIONAL at best: {said}" for said in _not_signed(plan)]
+    lines += [f"A run would be refused: {problem}" for problem in plan.lacking]
+    return "\n".join([*lines, "Nothing was started."])
+
+
+def _not_signed(plan: Plan) -> list[str]:
+    """Why no cell of a workload may be signed by the full method, as far as the plan tells: ``WORKLOAD: why``."""
+    checks = [(cell.workload.name, open_rules(plan, cell)) for cell in plan.cells()]
+    told = (f"{name}: {said}" for name, own in checks if own is not None for said in traffic_gaps(own))
+    return list(dict.fromkeys(told))
 
 
 def _compared(plan: Plan, one: Paired) -> Iterator[str]:

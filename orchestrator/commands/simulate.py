@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from orchestrator.errors import HostError
 from stacks.memory.cards import GIB, card_with_memory, find_card
 from stacks.memory.formats import find_kv_format, find_weight_format
 from stacks.memory.models import find_model
@@ -36,10 +37,10 @@ STACKS = ("vllm", "tgi", "sglang", "llamacpp")
     "--max-num-batched-tokens", "--chunked-prefill-size", "--max-batch-prefill-tokens", "-ub", type=int, metavar="N"
 )
 @click.option("--gpu-memory-utilization", "--mem-fraction-static", "--cuda-memory-fraction", type=float, metavar="F")
-@click.option("--max-concurrent-requests", type=int, metavar="N", help="More are answered 429 (TGI).")
+@click.option("--max-concurrent-requests", type=click.IntRange(min=1), metavar="N", help="More are answered 429 (TGI).")
 @click.option("--served-model-name", "--alias", "--model-path", "--model-id", help="Name that requests carry.")
 @click.option("--host", "--hostname", default="127.0.0.1", show_default=True)
-@click.option("--port", type=int, default=8000, show_default=True, help="0 = any free one.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 = any free one.")
 @click.option("--speed", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True, metavar="X")
 @click.option("--noise", type=click.FloatRange(0, 1), default=NOISE, help="Deviation of a step's time.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -113,4 +114,9 @@ async def _serve(server: SimulatedServer, host: str, port: int) -> None:
     if os.name == "posix":
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     with contextlib.suppress(asyncio.CancelledError):
-        await server.serve(host, port)
+        try:
+            await server.serve(host, port)
+        except OSError as error:
+            raise HostError(
+                f"{host}:{port} cannot be listened on: {error.strerror or error}.", "Give another --host, or --port 0."
+            ) from error

@@ -70,7 +70,12 @@ class _Options(msgspec.Struct, frozen=True, kw_only=True):
 @click.command()
 @click.option("--model", help="Hub id, config.json, directory of a checkpoint, or GGUF file.")
 @click.option("--card", help="Card, e.g. RTX-4090-24GB or H100; default: the first card of this machine.")
-@click.option("--card-memory", type=float, metavar="GIB", help="Total memory as the runtime reports it.")
+@click.option(
+    "--card-memory",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GIB",
+    help="Total memory as the runtime reports it.",
+)
 @click.option("--gpus", type=int, default=1, show_default=True, help="Cards that share the model (tensor parallel).")
 @click.option("--pipeline", type=int, default=1, show_default=True, help="Pipeline parallel size.")
 @click.option("--stack", default="vllm", show_default=True, metavar="NAME[@VERSION]", help=", ".join(STACKS))
@@ -162,14 +167,14 @@ def _find_model(name: str | None) -> FoundModel:
     try:
         return known_model(name)
     except UnknownFactError as unknown:
+        otherwise = f"{unknown.remedy} Or give a config.json, a directory that holds one, or a GGUF file."
         if not _HUB_ID.match(name):
-            raise
+            raise UnknownFactError(unknown.message, otherwise) from unknown
         try:
             return _fetch_config(name)
         except httpx.HTTPError as error:
-            raise UnknownFactError(
-                unknown.message, f"{unknown.remedy} (The hub was asked too: {type(error).__name__}.)"
-            ) from error
+            told = f"{otherwise} (The hub was asked too: {type(error).__name__}.)"
+            raise UnknownFactError(unknown.message, told) from error
 
 
 class _FoundCard(NamedTuple):
@@ -179,13 +184,21 @@ class _FoundCard(NamedTuple):
     measured: bool = False
 
 
+def _card_of_table(name: str) -> Card:
+    try:
+        return find_card(name)
+    except UnknownFactError as error:
+        by_hand = "Or give its memory by hand, as the runtime reports it: --card-memory GIB."
+        raise UnknownFactError(error.message, f"{error.remedy} {by_hand}") from error
+
+
 def _find_card(options: _Options, stack: str) -> _FoundCard:
     if options.card_memory is not None:
         name = options.card or "card"
         return _FoundCard(card_with_memory(name, round(options.card_memory * GIB)), measured=True)
     if options.card is not None:
         sized: SizeClass | None = card_of_size(options.card)
-        return _FoundCard(*sized) if sized else _FoundCard(find_card(options.card))
+        return _FoundCard(*sized) if sized else _FoundCard(_card_of_table(options.card))
     here = [gpu for gpu in list_gpus() if gpu.memory_total_bytes]
     if here:
         try:

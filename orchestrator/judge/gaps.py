@@ -14,6 +14,8 @@ from orchestrator.records import ServerFailure, Slo
 
 SWING_S = 60.0
 """The factor F is of the offered work per so many seconds."""
+LEAST_OPEN_S = OpenRules().min_seconds
+"""Shortest open level by which a rate may be signed."""
 KV_HEADROOM = 0.90
 """p99 of the KV use in the replay must be below this."""
 
@@ -22,6 +24,10 @@ NO_OPEN_LOOP = "No open-loop check was made: which rate of independent arrivals 
 NO_REPLAY = "The expected traffic was not replayed, so its bursts are not covered."
 CONSTANT = "Constant lengths are for comparison with published results: no service asks like that."
 NO_USERS = "Only 1 user held, and 80 % of that is none: there is no number of users that may be signed."
+NO_SWINGS = (
+    "How the expected traffic swings from minute to minute was not measured (a law has a constant rate; a trace needs "
+    "two minutes at least), so F covers none: name a trace of your own ([open_loop] trace), or a preset (arrivals)."
+)
 NO_TRAFFIC = (
     "Nothing is known of the traffic that is expected, so its bursts are not covered: name it in the plan "
     "([open_loop] trace or arrivals)."
@@ -136,7 +142,14 @@ def open_gaps(
 
 
 def _open_level_gaps(levels: Sequence[JudgedLevel], check: OpenLoop) -> Iterator[str]:
-    """Flags of the open levels that count, and hard breaks at rates that are said to hold."""
+    """Of the open levels that count: too short a time, flags; and hard breaks at rates that are said to hold."""
+    counting = [run.spec for run, _, v in levels if v.valid and run.spec.rate_per_s in (check.rate_ok, check.rate_sign)]
+    shortest = min((round(spec.min_seconds) for spec in counting if spec.is_open), default=None)
+    if shortest is not None and shortest < LEAST_OPEN_S:
+        yield (
+            f"An open level lasted {shortest} s by this plan, and {LEAST_OPEN_S:.0f} s are the least that may be "
+            "signed, because a queue that grows slowly does not show in less (open_loop.min_seconds)."
+        )
     for run, _, verdict in levels:
         rate = run.spec.rate_per_s
         if rate is None or not verdict.valid:
@@ -147,15 +160,23 @@ def _open_level_gaps(levels: Sequence[JudgedLevel], check: OpenLoop) -> Iterator
             yield from (f"At {rate:.3g} requests/s: {flag}" for flag in verdict.flags)
 
 
-def _replay_gaps(check: OpenLoop, own: OpenRules) -> Iterator[str]:
+def traffic_gaps(own: OpenRules) -> Iterator[str]:
+    """What is not known of the expected traffic: it stands in the plan."""
     if not own.traffic:
         yield NO_TRAFFIC
-        return
-    if own.swings is not None and own.swings.bin_s > SWING_S:
+    elif own.swings is None:
+        yield NO_SWINGS
+    elif own.swings.bin_s > SWING_S:
         yield (
             f"The swings of the expected traffic are known in steps of {own.swings.bin_s:,.0f} s only, so those from "
             "minute to minute are not covered: name a trace of your own ([open_loop] trace)."
         )
+
+
+def _replay_gaps(check: OpenLoop, own: OpenRules) -> Iterator[str]:
+    yield from traffic_gaps(own)
+    if not own.traffic:
+        return
     if check.rate_sign is None and check.unknown:
         yield "The replay of the expected traffic is INVALID, so its bursts are not covered."
     elif check.rate_sign is None:

@@ -88,7 +88,7 @@ class _Check:
             throughput=self._throughput,
             rate_ok=rate,
             rate_bad=self._lowest_bad(rate),
-            unknown=rate is None and bool(self._invalid),
+            unknown=rate is None and LOWEST not in self._failed,
             beta=beta,
         )
         if rate is not None:

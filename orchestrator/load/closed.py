@@ -12,9 +12,9 @@ from asyncio_throttle import Throttler  # type: ignore[attr-defined]
 from orchestrator.clock import NS_PER_S, now_ns
 from orchestrator.load.health import SelfWatch
 from orchestrator.load.supply import Supply
-from orchestrator.load.tally import Part, StopEarly, never, users_of
+from orchestrator.load.tally import Part, users_of
 from orchestrator.load.wire import Send
-from orchestrator.records import LevelRun, LevelSpec, Phase, Request, RequestRecord
+from orchestrator.records import LevelRun, LevelSpec, Phase, Request, RequestRecord, StopEarly, never
 
 
 class _Claim(NamedTuple):

@@ -18,10 +18,10 @@ from orchestrator.load.closed import run_closed
 from orchestrator.load.open import run_open
 from orchestrator.load.proxies import ProxiedTransport
 from orchestrator.load.supply import Drawn, Supply
-from orchestrator.load.tally import Part, StopEarly, never
+from orchestrator.load.tally import Part
 from orchestrator.load.transport import RequestLimits, StampingTransport
 from orchestrator.load.wire import Sender
-from orchestrator.records import LevelRun, LevelSpec, Request, RequestRecord
+from orchestrator.records import LevelRun, LevelSpec, Request, RequestRecord, StopEarly, never
 from stacks.base import Wire
 from workloads.text import PromptMaker
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ssl
 
 import httpx
@@ -68,10 +67,8 @@ class Exchange:
     # --- what the poller tells ----------------------------------------------------------------------------------
 
     def on_reads(self) -> None:
-        try:
-            self._look()
-        except ProtocolError as error:
-            self._fail("protocol", str(error))
+        if (wrong := self._looked()) is not None:
+            self._fail("protocol", wrong)
             return
         if self.parser.done:
             self._finish()
@@ -107,6 +104,17 @@ class Exchange:
             self.parser.feed(data, sizes, at_ns)
             self._kept.at_most = KEPT_READS if self.parser.at_chunk else 1
 
+    def _looked(self) -> str | None:
+        """Why the reads that were kept are no answer that can be read, if so. Whatever goes wrong with them costs this
+        answer alone, and not those that are read in the same round."""
+        try:
+            self._look()
+        except ProtocolError as error:
+            return str(error)
+        except Exception as error:
+            return f"the answer could not be read: {type(error).__name__}: {error}"[:300]
+        return None
+
     def _wake(self) -> None:
         """Whoever waits for a piece may take what there is."""
         if self._piece is not None:
@@ -126,10 +134,8 @@ class Exchange:
     def _fail(self, kind: FailureKind, detail: str) -> None:
         if self.ended:
             return
-        try:
-            self._look()
-        except ProtocolError as error:
-            kind, detail = "protocol", str(error)
+        if (wrong := self._looked()) is not None:
+            kind, detail = "protocol", wrong
         self._failure = TransportFailure(kind, detail)
         self._finish()
 
@@ -142,8 +148,7 @@ class Exchange:
     def abandon(self) -> None:
         """Nobody waits any more: stop reading and close."""
         self._stop()
-        with contextlib.suppress(ProtocolError):  # what came before counts, and this answer has failed already
-            self._look()
+        self._looked()  # what came before counts, and this answer has failed already
         self._poller.close_socket(self._connection.sock)
 
     # --- deadlines ----------------------------------------------------------------------------------------------

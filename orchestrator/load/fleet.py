@@ -45,13 +45,15 @@ from orchestrator.load.frames import (
 )
 from orchestrator.load.health import together
 from orchestrator.load.merge import Merge
-from orchestrator.load.tally import Part, SharedTally, StopEarly, never
-from orchestrator.records import ClientHealth, LevelRun, Request
+from orchestrator.load.tally import Part, SharedTally, TallyHeldError
+from orchestrator.records import ClientHealth, LevelRun, Request, RequestRecord, StopEarly, never
 
 START_S = 30.0
 """A process that has not started by then does not."""
 SILENT_S = 30.0
 """A worker tells something every 0.1 s; one that is silent for so long is lost."""
+HELD_S = 5.0
+"""A lock that is held for microseconds is waited for so long; who holds it then is frozen, and found by its silence."""
 _LEAD_NS = 20_000_000
 """The level starts so long after all were told: each then has heard of it."""
 
@@ -130,7 +132,7 @@ class _Run:
         self._workers = workers
         self._keep = keep
         self._stop = stop
-        self._part = Part(tally=shared.tally, lock=shared.lock)
+        self._part = Part(tally=shared.tally, lock=shared.lock_within(HELD_S))
         self._lists = _Lists(load, len(workers))
         self._merge = Merge(len(workers))
         self._health: list[ClientHealth] = []
@@ -201,10 +203,17 @@ class _Run:
         for record in self._merge.take():
             self._keep(record)
             if record.phase == "measured" and self._part.cut is None:
-                place = record.seq - self._part.tally.first_measured
-                if (reason := self._stop(record, place, self._part.measured_in_all(self._load.spec))) is not None:
-                    self._part.end(reason)
-                    self._tell_all(Abort(reason) if self._load.due else Over(reason))
+                try:
+                    self._look_at(record)
+                except TallyHeldError as error:
+                    self._lose(error.message)
+
+    def _look_at(self, record: RequestRecord) -> None:
+        """Whether a measured record ends the level."""
+        place = record.seq - self._part.tally.first_measured
+        if (reason := self._stop(record, place, self._part.measured_in_all(self._load.spec))) is not None:
+            self._part.end(reason)
+            self._tell_all(Abort(reason) if self._load.due else Over(reason))
 
     def _lose(self, how: str) -> None:
         """What it had in flight is unknown: the level is worth nothing any more, and ends."""

@@ -11,9 +11,9 @@ import msgspec
 from orchestrator.clock import NS_PER_S, now_ns
 from orchestrator.load.health import SelfWatch
 from orchestrator.load.supply import Supply
-from orchestrator.load.tally import Part, StopEarly, never
+from orchestrator.load.tally import Part
 from orchestrator.load.wire import Send
-from orchestrator.records import Failure, LevelRun, LevelSpec, Phase, Request, RequestRecord
+from orchestrator.records import Failure, LevelRun, LevelSpec, Phase, Request, RequestRecord, StopEarly, never
 
 
 async def run_open(

@@ -14,22 +14,15 @@ import mmap
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Self
 
 from orchestrator.clock import NS_PER_S, now_ns
-from orchestrator.records import ClientHealth, LevelRun, LevelSpec, RequestRecord
-
-StopEarly = Callable[[RequestRecord, int, int | None], str | None]
-"""Asked after each measured record, with its place among the measured ones and how many of them there will be (see
-`LevelSpec.measured_in_all`): a reason ends the level."""
-
-
-def never(_record: RequestRecord, _place: int, _of: int | None) -> str | None:
-    """A level that ends by its own rules alone."""
-    return None
+from orchestrator.errors import HostError
+from orchestrator.records import ClientHealth, LevelRun, LevelSpec
 
 
 class Tally(ctypes.Structure):
@@ -158,7 +151,12 @@ class SharedTally:
 
     @property
     def lock(self) -> AbstractContextManager[None]:
+        """A worker's: it waits for as long as it takes. Who waits for one that is frozen is lost with it."""
         return _FileLock(self.fd)
+
+    def lock_within(self, most_s: float) -> AbstractContextManager[None]:
+        """The fleet's, which must go on to find out who is frozen: TallyHeldError after so long."""
+        return _FileLock(self.fd, most_s)
 
     def close(self) -> None:
         """The memory goes with the last who looks at it."""
@@ -170,16 +168,38 @@ def _unlinked_file() -> int:
         return os.dup(file.fileno())
 
 
+class TallyHeldError(HostError):
+    """A load process holds the numbers that all of them share, and does not let go."""
+
+
+_AGAIN_S = 0.001
+"""Between two tries for a lock that is waited for within a time: the kernel knows no wait with an end."""
+
+
 class _FileLock(AbstractContextManager[None]):
     """A POSIX record lock: held by a process, some microseconds at a time."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, most_s: float | None = None) -> None:
         import fcntl  # not on Windows, where one process is all there is
 
-        self._fd, self._lockf, self._take, self._leave = fd, fcntl.lockf, fcntl.LOCK_EX, fcntl.LOCK_UN
+        self._fd, self._lockf, self._leave, self._most_s = fd, fcntl.lockf, fcntl.LOCK_UN, most_s
+        self._take = fcntl.LOCK_EX if most_s is None else fcntl.LOCK_EX | fcntl.LOCK_NB
 
     def __enter__(self) -> None:
-        self._lockf(self._fd, self._take)
+        if self._most_s is None:
+            self._lockf(self._fd, self._take)
+            return
+        until_ns = now_ns() + round(self._most_s * NS_PER_S)
+        while True:
+            try:
+                self._lockf(self._fd, self._take)
+            except (BlockingIOError, PermissionError):
+                if now_ns() > until_ns:
+                    told = f"a load process held what all of them count in for over {self._most_s:g} s"
+                    raise TallyHeldError(told, "Run with one: --workers 1.") from None
+                time.sleep(_AGAIN_S)
+            else:
+                return
 
     def __exit__(self, *_: object) -> None:
         self._lockf(self._fd, self._leave)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from orchestrator.plan.secrets import carries_password, names_a_secret, secret_flags, unset_secret
+from orchestrator.plan.secrets import carries_password, is_variable, names_a_secret, secret_flags
 from orchestrator.plan.settings import ModelSettings
 from orchestrator.plan.simulated import check_simulated, is_simulated
 from orchestrator.plan.tables import Findings, shown
@@ -263,8 +263,8 @@ def _check_secrets(deployment: Deployment, key: str, environ: Mapping[str, str],
             findings.add(f"{key}.{part}", f"{flag[:60]} puts a secret on a command line.", remedy)
     for number, name in enumerate(deployment.secrets):
         where = f"{key}.secrets[{number}]"
-        if (problem := unset_secret(name, environ)) is not None and not findings.told(where):
-            findings.add(where, problem, "Export it before the run, or take it out of the plan.")
+        if not (is_variable(name) or environ.get(name) or findings.told(where)):
+            findings.add(where, "this is not the name of an environment variable that is set.", "Name one.")
 
 
 def _check_gpus(deployment: Deployment, key: str, findings: Findings) -> None:

@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 import msgspec
 
+from orchestrator.errors import Problem
 from orchestrator.plan.expected import is_checked
 from orchestrator.plan.settings import (
     Budget,
@@ -95,6 +96,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """The length pairs of each workload, by its name."""
     expected: Mapping[str, Expected] = MappingProxyType({})
     """The traffic expected of each workload, where anything is known of it and the check is made."""
+    lacking: tuple[Problem, ...] = ()
+    """What the environment does not hold. Only a plan that is shown, and not run, may lack anything."""
 
     @property
     def name(self) -> str:

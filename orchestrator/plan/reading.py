@@ -19,7 +19,7 @@ from orchestrator.plan.expected import expected_traffic
 from orchestrator.plan.frontier import frontier_workloads, read_frontier
 from orchestrator.plan.overrides import apply_overrides
 from orchestrator.plan.plan import Plan
-from orchestrator.plan.secrets import secret_places
+from orchestrator.plan.secrets import secret_places, unset_secrets
 from orchestrator.plan.settings import (
     BOUNDS,
     Budget,
@@ -51,7 +51,7 @@ _KEYS = (
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._]|-(?!-)){0,62}[A-Za-z0-9]|[A-Za-z0-9]")
 
 
-def load_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
+def load_plan(path: Path, overrides: Sequence[str] = (), *, only_shown: bool = False) -> Plan:
     """Read a plan file. Raises PlanError with every problem of it."""
     try:
         with path.open("rb") as file:
@@ -59,7 +59,7 @@ def load_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
     except OSError as error:
         problem = Problem(str(path), f"the plan cannot be read: {error.strerror or error}.", "See examples/ for plans.")
         raise PlanError([problem]) from error
-    return parse_plan(text, path.name, overrides, base=path.parent)
+    return parse_plan(text, path.name, overrides, base=path.parent, only_shown=only_shown)
 
 
 def parse_plan(
@@ -69,8 +69,10 @@ def parse_plan(
     *,
     base: Path,
     environ: Mapping[str, str] | None = None,
+    only_shown: bool = False,
 ) -> Plan:
-    """A plan out of its bytes. `name` stands in messages; relative paths start at `base`; secrets must be in `environ`.
+    """A plan out of its bytes. `name` stands in messages; relative paths start at `base`; secrets must be in `environ`,
+    unless the plan is `only_shown`: then it names those that are not.
 
     Raises PlanError with every problem.
     """
@@ -84,8 +86,8 @@ def parse_plan(
         findings.add(key[:100], "holds what looks like a secret, and a plan must not carry one.", remedy)
     around = Surroundings(base.resolve(), os.environ if environ is None else environ)
     plan = _read(document, text, around, name, tuple(overrides), findings)
-    if findings.problems:
-        raise PlanError(findings.problems)
+    if problems := [*findings.problems, *(() if only_shown else plan.lacking)]:
+        raise PlanError(problems)
     return plan
 
 
@@ -153,7 +155,14 @@ def _read(
         cost=cost,
         lengths=lengths,
         expected=expected,
+        lacking=_lacking(deployments, around.environ, name),
     )
+
+
+def _lacking(deployments: Sequence[Deployment], environ: Mapping[str, str], name: str) -> tuple[Problem, ...]:
+    """What of the environment the servers would not get."""
+    told = unset_secrets(((d.name, d.secrets) for d in deployments), environ)
+    return tuple(Problem(f"{name}: secrets", said, "Export it before the run, or take it out.") for said in told)
 
 
 def _title(document: Mapping[str, Any], name: str, findings: Findings) -> str:

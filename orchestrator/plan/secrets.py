@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from urllib.parse import urlsplit
 
 SECRET_VALUE = re.compile(
@@ -15,6 +15,8 @@ SECRET_VALUE = re.compile(
 _SECRET_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL)S?(?![A-Z])", re.IGNORECASE)
 _COUNTS = re.compile(r"(MAX|NUM|MIN|TOTAL|BATCHED|PREFILL|NEW)_?\w*TOKENS", re.IGNORECASE)
 _SECRET_FLAG = re.compile(r"--?(?:[\w-]*[-_])?(?:token|key|secret|password)(?P<value>=.*)?", re.IGNORECASE | re.DOTALL)
+_SHOWN = 8
+"""Deployments that a sentence names."""
 _NAME = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
 
 
@@ -50,10 +52,18 @@ def secret_places(value: object, key: str = "") -> Iterator[str]:
             yield from secret_places(entry, f"{key}[{number}]")
 
 
-def unset_secret(name: str, environ: Mapping[str, str]) -> str | None:
-    """Why a name under `secrets` does not do, or None. What does not look like a name is not shown."""
-    if environ.get(name):
-        return None
-    if _NAME.fullmatch(name) and not SECRET_VALUE.search(name):
-        return f"the environment variable {name} is not set."
-    return "this is not the name of an environment variable that is set."
+def is_variable(name: str) -> bool:
+    """Whether it looks like the name of an environment variable, and not like a secret itself: it may be shown."""
+    return bool(_NAME.fullmatch(name)) and not SECRET_VALUE.search(name)
+
+
+def unset_secrets(named: Iterable[tuple[str, Sequence[str]]], environ: Mapping[str, str]) -> Iterator[str]:
+    """Variables that are not set, a sentence each with all who name it. `named`: (deployment, its `secrets`)."""
+    by_variable: dict[str, list[str]] = {}
+    for deployment, names in named:
+        for name in dict.fromkeys(names):
+            if is_variable(name) and not environ.get(name):
+                by_variable.setdefault(name, []).append(deployment)
+    for name, deployments in by_variable.items():
+        more = f" and {len(deployments) - _SHOWN} more" if len(deployments) > _SHOWN else ""
+        yield f"the environment variable {name} is not set, which {', '.join(deployments[:_SHOWN])}{more} must have."

@@ -33,9 +33,7 @@ def check_simulated(deployment: Deployment, key: str, findings: Findings) -> Non
         simulated_setup(deployment)
     except (LoadproofError, OSError) as error:
         message = getattr(error, "message", None) or str(error)
-        # What else a command's option could give is no key of a plan.
-        remedy = getattr(error, "remedy", "").partition(" Or give")[0]
-        findings.add(f"{key}.{_blamed(message)}", message, remedy)
+        findings.add(f"{key}.{_blamed(message)}", message, getattr(error, "remedy", ""))
 
 
 def _blamed(message: str) -> str:

@@ -97,7 +97,7 @@ _DRIVER_NAMES = (
 def find_card(name: str) -> Card:
     """A card of the table by id, by name or as the driver calls it.
 
-    Raises `UnknownFactError` naming the nearest cards and how to give the memory by hand.
+    Raises `UnknownFactError` naming the nearest cards.
     """
     table = builtin_cards()
     if name in table:
@@ -112,10 +112,7 @@ def find_card(name: str) -> Card:
     close = [card for card in table.values() if wanted and _key(card.name) == re.sub(r"\d+$", "", wanted)]
     if len(close) == 1:
         return close[0]
-    raise UnknownFactError(
-        f"Nothing is known of the card {name!r}.",
-        f"Nearest: {nearest(name, table)}. Or give its memory by hand, as the runtime reports it: --card-memory GIB.",
-    )
+    raise UnknownFactError(f"Nothing is known of the card {name!r}.", f"Nearest: {nearest(name, table)}.")
 
 
 def card_with_memory(name: str, total_bytes: int) -> Card:

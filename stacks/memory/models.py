@@ -233,7 +233,7 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
 def find_model(name: str) -> Model:
     """A model of the table by hub id, by a fine-tune's or quantized copy's name, or by alias.
 
-    Raises `UnknownFactError` naming the nearest models and how to give the facts by hand.
+    Raises `UnknownFactError` naming the nearest models.
     """
     table = builtin_models()
     if name in table:
@@ -241,8 +241,5 @@ def find_model(name: str) -> Model:
     simple = simplify(name)
     target = _by_simple_name().get(simple) or _aliases().get(simple)
     if target is None:
-        raise UnknownFactError(
-            f"Nothing is known of the model {name!r}.",
-            f"Nearest: {nearest(name, table)}. Or give a config.json, a directory that holds one, or a GGUF file.",
-        )
+        raise UnknownFactError(f"Nothing is known of the model {name!r}.", f"Nearest: {nearest(name, table)}.")
     return table[target]

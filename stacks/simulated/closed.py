@@ -6,9 +6,9 @@ import heapq
 import math
 from collections.abc import Iterator
 
-from orchestrator.records import LevelSpec, Phase, Request, RequestRecord
+from orchestrator.records import LevelSpec, Phase, Request, RequestRecord, StopEarly, never
 from stacks.simulated.engine import Engine
-from stacks.simulated.level import Client, Level, StopEarly, VirtualLevel, never
+from stacks.simulated.level import Client, Level, VirtualLevel
 
 _RETRY_S = 0.1
 """A refused user asks again after this long, or a refusing engine would be asked for ever at one moment."""

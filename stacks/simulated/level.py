@@ -13,7 +13,17 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from orchestrator.clock import NS_PER_S
-from orchestrator.records import ClientHealth, Failure, LevelRun, LevelSpec, Phase, Request, RequestRecord, Sample
+from orchestrator.records import (
+    ClientHealth,
+    Failure,
+    LevelRun,
+    LevelSpec,
+    Phase,
+    Request,
+    RequestRecord,
+    Sample,
+    StopEarly,
+)
 from stacks.simulated.engine import Engine, Sequence
 
 SAMPLE_S = 1.0
@@ -33,16 +43,6 @@ class VirtualLevel(NamedTuple):
     samples: list[Sample]
     sent: int
     """Requests that were sent, of all phases."""
-
-
-StopEarly = Callable[[RequestRecord, int, int | None], str | None]
-"""(a measured record, its place among the measured ones in issue order, from 0, how many of them there will be by
-`LevelSpec.measured_in_all`) -> why the level ends, if so."""
-
-
-def never(_record: RequestRecord, _place: int, _of: int | None) -> str | None:
-    """A level that ends by its own rules alone."""
-    return None
 
 
 class Sent(NamedTuple):

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator, Sequence
 
 from orchestrator.clock import NS_PER_S
-from orchestrator.records import Failure, LevelSpec, Phase, Request, RequestRecord
+from orchestrator.records import Failure, LevelSpec, Phase, Request, RequestRecord, StopEarly, never
 from stacks.simulated import engine as engines
 from stacks.simulated.engine import Engine
-from stacks.simulated.level import Client, Level, StopEarly, VirtualLevel, never
+from stacks.simulated.level import Client, Level, VirtualLevel
 
 
 class _Open(Level):

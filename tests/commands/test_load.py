@@ -166,6 +166,9 @@ URL = "http://127.0.0.1:9"
     ("arguments", "sentence"),
     [
         (("ftp://x", *LOAD), "write e.g. http://127.0.0.1:8000"),
+        (("nonsense",), "write e.g. http://127.0.0.1:8000"),
+        (("http://127.0.0.1:99999", *LOAD), "write e.g. http://127.0.0.1:8000"),
+        (("http://[::1", *LOAD), "write e.g. http://127.0.0.1:8000"),
         (("http://me:secret@host", *LOAD), "name the variable with --api-key-env"),
         ((URL,), "--model is missing"),
         ((URL, *LOAD, "--rate", "1", "--concurrency", "1"), "exclude each other"),

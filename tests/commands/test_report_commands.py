@@ -69,6 +69,29 @@ def test_the_gate_answers_by_its_exit_code(call: Any, runs: Path, arguments: lis
     assert said in out
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["report", "base", "--out", "/no/such/folder/x.html"], 3, "there is no folder /no/such/folder"),
+        (["compare", "base", "base", "--html", "/no/such/folder/x.html"], 3, "there is no folder /no/such/folder"),
+        (["compare", "base", "/no/such/run"], 5, "/no/such/run is not a run directory"),
+        (["check", "base", "--baseline", "/no/such/run"], 5, "/no/such/run is not a run directory"),
+    ],
+)
+def test_what_cannot_be_written_or_read_is_told_before_the_work(
+    call: Any, runs: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, said: str
+) -> None:
+    def work(*_: object) -> None:
+        raise AssertionError("the run was worked on first")
+
+    for name in ("report.write_result", "compare.result", "check.result"):
+        monkeypatch.setattr(f"orchestrator.commands.{name}", work)
+    command, *rest = (str(runs / a) if (runs / a).exists() else a for a in arguments)
+    found, out, err = call(command, *rest)
+    assert (found, out) == (code, "")
+    assert said in err
+
+
 def test_a_baseline_on_other_terms_is_refused_in_one_sentence(call: Any, runs: Path) -> None:
     code, out, err = call("check", runs / "other", "--baseline", runs / "base")
     assert (code, out) == (5, "")

@@ -76,6 +76,33 @@ def test_a_dry_run_shows_what_would_be_started_and_starts_nothing(
     assert list(plan.parent.iterdir()) == [plan]
 
 
+def test_a_dry_run_says_what_a_run_would_lack_and_shows_the_plan_all_the_same(
+    plan: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    code, out, err = loadproof(capsys, "run", plan, "--dry-run")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-2:] == [
+        "A run would be refused: plan.toml: secrets: the environment variable HF_TOKEN is not set, which a, b must "
+        "have. Export it before the run, or take it out.",
+        "Nothing was started.",
+    ]
+    assert "--quantization fp8" in out
+    _, out, _ = loadproof(capsys, "run", plan, "--dry-run", "--json")
+    assert len(json.loads(out)["lacking"]) == 1
+    code, _, err = loadproof(capsys, "run", plan)
+    assert code == 2
+    assert err.count("HF_TOKEN") == 1
+    assert list(plan.parent.iterdir()) == [plan], "refused before a run directory was made"
+
+
+def test_a_dry_run_says_what_stands_in_the_way_of_signing(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    full = ("run", plan, "--dry-run", "--set", "ramp.method=full")
+    assert "PROVISIONAL" not in loadproof(capsys, *full)[1]
+    _, out, _ = loadproof(capsys, *full, "--set", "open_loop.arrivals=gamma:2")
+    assert out.count("PROVISIONAL at best: chat: How the expected traffic swings") == 1
+
+
 def test_a_dry_run_shows_a_command_once_and_sizes_with_their_units(
     plan: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,6 +145,8 @@ def test_a_process_is_shown_with_a_port_that_is_not_chosen_yet(plan: Path, capsy
     ("arguments", "code", "said"),
     [
         (("run",), 2, "Name a plan: loadproof run PLAN.toml"),
+        (("run", "plan.toml", "--resume", "nowhere"), 2, "name PLAN.toml or --resume RUN_DIR, not both"),
+        (("run", "--resume", "nowhere", "--out", "there"), 2, "goes on in its own directory"),
         (("run", "plan.toml", "--set", "ramp.maxx=3"), 2, 'Did you mean "max"?'),
         (("run", "plan.toml", "--set", "ramp"), 2, "ramp"),
         (("run", "--resume", "nowhere"), 5, "nowhere"),

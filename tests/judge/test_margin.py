@@ -7,7 +7,7 @@ import pytest
 from fakes.levels import answered, closed_loop, run_of
 
 from orchestrator.judge.cause import JudgedLevel, cause_of_break
-from orchestrator.judge.gaps import NO_OPEN_LOOP, NO_REPLAY, NO_SENTINEL, NO_TRAFFIC, NO_USERS, Shrunk
+from orchestrator.judge.gaps import NO_OPEN_LOOP, NO_REPLAY, NO_SENTINEL, NO_SWINGS, NO_TRAFFIC, NO_USERS, Shrunk
 from orchestrator.judge.level import judge_level
 from orchestrator.judge.margin import CellVerdict, cell_verdict, reading
 from orchestrator.judge.search import Measure, Outcome, SearchRules, Stop, next_step
@@ -386,7 +386,8 @@ def test_a_plateau_needs_levels_far_enough_apart() -> None:
 
 # --- the open-loop check and SIGNED ---
 
-CHECKED = SearchRules(method="full", open_loop=OpenRules(traffic="the trace"))
+SWINGS = Swings.of((900, 1500, 600, 1000), (200, 260, 150, 190))
+CHECKED = SearchRules(method="full", open_loop=OpenRules(traffic="the trace", swings=SWINGS))
 CHECK = OpenLoop(
     throughput=16.0,
     rate_ok=12.8,
@@ -468,9 +469,10 @@ def test_a_missing_or_flagged_step_of_the_check_is_provisional(check: OpenLoop |
     assert found.c_ok == 22
 
 
-def open_level(rate: float, purpose: Purpose, **more: Any) -> JudgedLevel:
+def open_level(rate: float, purpose: Purpose, seconds: float = 300.0, **more: Any) -> JudgedLevel:
     run, stats, verdict = level(0, "FAIL" if "hard_break" in more else "PASS", purpose, **more)
-    return msgspec.structs.replace(run, spec=msgspec.structs.replace(run.spec, rate_per_s=rate)), stats, verdict
+    spec = msgspec.structs.replace(run.spec, rate_per_s=rate, min_seconds=seconds)
+    return msgspec.structs.replace(run, spec=spec), stats, verdict
 
 
 @pytest.mark.parametrize(
@@ -484,6 +486,15 @@ def open_level(rate: float, purpose: Purpose, **more: Any) -> JudgedLevel:
 def test_flags_and_hard_breaks_of_the_open_levels_that_count_are_named(found: JudgedLevel, said: str) -> None:
     verdict = checked(levels=[*PROVEN, found])
     assert (verdict.verdict, verdict.missing) == ("PROVISIONAL", (said,))
+
+
+@pytest.mark.parametrize(("rate", "purpose"), [(12.8, "confirm-rate"), (8.0, "replay")])
+def test_open_levels_that_are_too_short_are_not_signed(rate: float, purpose: Purpose) -> None:
+    enough = [open_level(12.8, "confirm-rate"), open_level(8.0, "replay"), open_level(13.6, "rate", 120.0)]
+    assert checked(levels=[*PROVEN, *enough]).verdict == "SIGNED"
+    short = checked(levels=[*PROVEN, *enough, *[open_level(rate, purpose, 120.0)] * 2])
+    assert short.verdict == "PROVISIONAL"
+    assert [step.partition(",")[0] for step in short.missing] == ["An open level lasted 120 s by this plan"]
 
 
 def test_what_happened_at_rates_above_is_no_flag() -> None:
@@ -544,11 +555,18 @@ def test_traffic_of_which_nothing_is_known_is_missing() -> None:
 
 @pytest.mark.parametrize(("bin_s", "verdict"), [(60.0, "SIGNED"), (3600.0, "PROVISIONAL")])
 def test_swings_that_are_known_by_the_hour_only_do_not_cover_the_minutes(bin_s: float, verdict: str) -> None:
-    swings = Swings.of((900, 1500, 600, 1000), (200, 260, 150, 190), bin_s)
+    assert SWINGS is not None
+    swings = msgspec.structs.replace(SWINGS, bin_s=bin_s)
     rules = SearchRules(method="full", open_loop=OpenRules(traffic="the trace", swings=swings))
     found = checked(CHECK, rules=rules)
     assert found.verdict == verdict
     assert [("3,600 s only" in step) for step in found.missing] == [True] * (verdict == "PROVISIONAL")
+
+
+def test_swings_that_nobody_measured_are_not_signed() -> None:
+    rules = SearchRules(method="full", open_loop=OpenRules(traffic="poisson arrivals at a constant rate"))
+    found = checked(but(factor=1.1), rules=rules)
+    assert (found.verdict, found.missing) == ("PROVISIONAL", (NO_SWINGS,))
 
 
 def test_without_any_rate_that_holds_nothing_is_signed() -> None:

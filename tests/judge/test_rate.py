@@ -188,6 +188,28 @@ def test_a_client_that_is_too_slow_is_not_the_servers_fault() -> None:
     assert (check.rate_ok, check.unknown) == (None, True)
 
 
+@pytest.mark.parametrize(("void", "unknown"), [(0.80, False), (0.50, False), (0.30, True)])
+def test_only_the_lowest_rate_says_that_none_holds(void: float, unknown: bool) -> None:
+    """A rate above it that could not be measured is beside the point; where itself could not be, nothing is known."""
+
+    def answer(step: Measure) -> Said:
+        rate = (step.rate_per_s or 0) / X
+        return up_to(0.2 * X)(step)._replace(valid=abs(rate - void) > 1e-9)
+
+    steps, check = found(answer)
+    assert len(tried(steps, "rate")) == 12, "one of eleven rates twice"
+    assert (check.rate_ok, check.unknown) == (None, unknown)
+
+
+def test_where_the_lowest_rate_cannot_be_confirmed_validly_nothing_is_known() -> None:
+    def answer(step: Measure) -> Said:
+        return up_to(0.31 * X)(step)._replace(valid=step.purpose != "confirm-rate")
+
+    steps, check = found(answer)
+    assert tried(steps, "confirm-rate") == [0.30, 0.30]
+    assert (check.rate_ok, check.unknown) == (None, True)
+
+
 def test_a_rate_that_was_measured_invalidly_is_no_rate_that_did_not_hold() -> None:
     def answer(step: Measure) -> Said:
         return Said(valid=step.purpose != "confirm-rate") if (step.rate_per_s or 0) > 0.75 * X else Said()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from orchestrator.load.capacity import EVENTS_PER_S, STREAMS, expected, workers_
 from orchestrator.load.engine import Load, Target, open_engine
 from orchestrator.load.fleet import Fleet, Worker, open_fleet
 from orchestrator.load.merge import Merge
-from orchestrator.load.tally import SharedTally, Tally
+from orchestrator.load.tally import SharedTally, Tally, TallyHeldError
 from orchestrator.records import LevelRun, LevelSpec, Request, RequestRecord
 from stacks.openai import TextCompletionsWire
 from workloads.text import PromptMaker
@@ -300,6 +301,60 @@ def test_a_lock_of_the_dead_is_let_go() -> None:
         with shared.lock:
             assert shared.tally.issued == 7
     shared.close()
+
+
+HOLDER = (
+    "import sys; sys.path[:0] = sys.argv[2:]\n"
+    "from orchestrator.load.tally import SharedTally\n"
+    "shared = SharedTally(int(sys.argv[1])); shared.lock.__enter__()\n"
+    "print('held', flush=True); sys.stdin.read()"
+)
+
+
+@contextlib.contextmanager
+def held(shared: SharedTally) -> Iterator[None]:
+    """Another process has the lock, and keeps it until it is killed."""
+    command = [sys.executable, "-c", HOLDER, str(shared.fd), *sys.path]
+    with subprocess.Popen(command, pass_fds=(shared.fd,), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        try:
+            yield
+        finally:
+            holder.kill()
+
+
+def test_a_lock_that_is_held_is_waited_for_within_a_time() -> None:
+    shared = SharedTally.create()
+    with held(shared), pytest.raises(TallyHeldError, match=r"over 0\.05 s"), shared.lock_within(0.05):
+        pass
+    with shared.lock_within(0.05):
+        shared.tally.issued += 1
+    assert shared.tally.issued == 1
+    shared.close()
+
+
+def test_a_worker_that_freezes_with_the_lock_voids_its_level(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.load.fleet.SILENT_S", 2.0)
+    monkeypatch.setattr("orchestrator.load.fleet.HELD_S", 0.2)
+
+    async def body(fleet: Fleet) -> None:
+        frozen = contextlib.ExitStack()
+        records: list[RequestRecord] = []
+
+        def on_record(record: RequestRecord) -> None:
+            records.append(record)
+            if len(records) == 10:
+                frozen.enter_context(held(fleet._shared))
+
+        with frozen:
+            run = await fleet.run(load(spec(requests=100_000)), on_record=on_record)
+        assert run.health.lost == "a load process held what all of them count in for over 0.2 s"
+        assert run.cut == run.health.lost
+        run, records = await ran(fleet, load(spec()))
+        assert (run.cut, run.health.lost, len(records)) == (None, None, 40)
+
+    with_fleet(server, body)
 
 
 # --- what is decided --------------------------------------------------------------------------------------------

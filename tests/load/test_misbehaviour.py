@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import resource
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -12,6 +14,7 @@ import pytest
 from fakes.raw_server import Requests, Script, reset, serving
 
 from orchestrator.clock import now_ns
+from orchestrator.load.http1 import ResponseParser
 from orchestrator.load.transport import RequestLimits, StampingTransport
 from orchestrator.load.wire import Sender
 from orchestrator.records import Prompt, Request, RequestRecord
@@ -348,3 +351,29 @@ def test_nobody_there(url: str) -> None:
 
     (record,) = asyncio.run(main())
     assert kind(record) == ("refused" if "127" in url else "connect")
+
+
+def test_what_breaks_the_reading_of_one_answer_costs_that_answer_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers of one round are read one after another: what goes wrong with the first must not stop the others."""
+    feed = ResponseParser.feed
+
+    def broken(self: ResponseParser, data: bytes, sizes: Sequence[int], stamps: Sequence[int]) -> None:
+        if b"poison" in data:
+            raise RecursionError("too deep")
+        feed(self, data, sizes, stamps)
+
+    monkeypatch.setattr(ResponseParser, "feed", broken)
+    numbers = itertools.count()
+
+    async def script(writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD + (b"poison" if next(numbers) == 0 else chunk(EVENT) * 3 + chunk(LAST) + b"0\r\n\r\n"))
+
+    async def main() -> list[RequestRecord]:
+        async with serving(script) as (url, _), sender(url) as sending:
+            asked = (sending.send(request(n), seq=n, phase="measured", due_ns=now_ns()) for n in range(8))
+            return await asyncio.gather(*asked)
+
+    records = asyncio.run(main())
+    assert sorted(kind(record) or "" for record in records) == [""] * 7 + ["protocol"]
+    (failed,) = [record.failure for record in records if record.failure is not None]
+    assert failed.detail == "the answer could not be read: RecursionError: too deep"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.asked import asked, open_rules, open_spec, search_rules
+from orchestrator.asked import asked, level_spec, open_rules, open_spec, search_rules
 from orchestrator.errors import PlanError
 from orchestrator.judge.search import Measure
 from orchestrator.plan.plan import Plan
@@ -113,6 +113,17 @@ def test_an_open_level_drains_for_three_times_what_the_longest_answer_may_take()
         (PLAN.replace("tpot_ms = 50", "e2e_ms = 2000") + SYNTHETIC + FULL).encode(), "p", base=Path(), environ={}
     )
     assert open_spec(step, e2e, e2e.cells()[0]).drain_seconds == 6.0
+
+
+def test_the_time_limit_of_a_closed_level_cuts_no_open_one() -> None:
+    """Closed levels that are cut are INVALID; an open one has the time that its requests take."""
+    plan = plan_of(SYNTHETIC, FULL, "max_seconds = 100\n")
+    (cell,) = plan.cells()
+    step = Measure(concurrency=0, purpose="rate", replicate=0, looks=(1600,), rate_per_s=4.0, min_seconds=300.0)
+    spec = open_spec(step, plan, cell)
+    assert (spec.min_seconds, spec.max_seconds) == (500.0, 1000.0 + (spec.drain_seconds or 0.0))
+    closed = Measure(concurrency=8, purpose="confirm", replicate=0, looks=(1600,))
+    assert level_spec(closed, plan.ramp, 1, 2.0).max_seconds == 100.0
 
 
 def test_the_check_costs_time_that_is_shown_before_the_start() -> None:

@@ -75,9 +75,9 @@ max = "10"
         "titel", "budgett", "seed", "model.context_tokens", "slo.ttft_ms", "slo.attainment", "slo.tpot_ms",
         "ramp.start", "ramp.max", "deployment[0].model", "deployment[0].luanch", "deployment[0].launch",
         "deployment[0].stack", "deployment[1].model", "deployment[1].max_num_seqs", "deployment[1].shm_bytes",
-        "deployment[1].secrets[0]", "deployment[1].gpus", "deployment[1].gpus", "deployment[1].name",
+        "deployment[1].gpus", "deployment[1].gpus", "deployment[1].name",
         "workload[0].preset", "workload[1].trace", "workload[2].output_tokens", "workload[2].prompt_tokens",
-        "workload[3]",
+        "workload[3]", "secrets",
     ]  # fmt: skip
     for problem in found:
         assert problem.message.endswith("."), problem
@@ -239,12 +239,16 @@ def test_a_plan_with_a_secret_is_refused_without_showing_it(change: str) -> None
     assert "Abc123" not in str(told)
 
 
-def test_a_secret_that_is_not_set_is_named() -> None:
-    (problem,) = problems_of(SOUND.replace('"vllm"', '"vllm"\nsecrets = ["HF_TOKEN"]'))
+def test_a_secret_that_is_not_set_is_named_once_with_all_who_need_it() -> None:
+    more = "".join(f'[[deployment]]\nname = "n{n}"\nstack = "vllm"\n' for n in range(9))
+    shared = f'[defaults]\nsecrets = ["HF_TOKEN"]\n{SOUND}{more}'
+    (problem,) = problems_of(shared)
     assert str(problem) == (
-        "p.toml: deployment[0].secrets[0]: the environment variable HF_TOKEN is not set. "
-        "Export it before the run, or take it out of the plan."
+        "p.toml: secrets: the environment variable HF_TOKEN is not set, which one, n0, n1, n2, n3, n4, n5, n6 and "
+        "2 more must have. Export it before the run, or take it out."
     )
+    shown = parse_plan(shared.encode(), "p.toml", base=Path("/nowhere"), environ={}, only_shown=True)
+    assert shown.lacking == (problem,)
 
 
 def test_ordinary_names_are_no_secrets() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -95,6 +97,30 @@ def test_a_tiny_fast_trace_gives_enough_when_it_is_asked_long_enough() -> None:
     replay = tiny.replay(0.25, 5, 1600.0)
     assert len(replay.due_ns) == pytest.approx(400, abs=80)
     assert expected_rows("r", collect([Row(1, 1, t) for t in (0.0, 1e-9)], "r")) is None
+
+
+def test_a_dense_second_that_stands_for_many_minutes_takes_no_memory_for_what_is_not_sent() -> None:
+    dense = expected_rows("r", collect((Row(7, 7, n / 20_000) for n in range(20_001)), "r"))
+    assert dense is not None
+    tracemalloc.start()
+    try:
+        replay = dense.replay(5.0, 3, 600.0)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(replay.due_ns) == pytest.approx(3000, rel=0.1)
+    assert peak_bytes < 12_000_000 * 8, "less than the time stamps of all repetitions"
+
+
+def test_repetitions_in_blocks_are_those_of_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = trace().replay(own_rate() / 3, 1, 9 * trace().length_s(1e-9))
+    monkeypatch.setattr("workloads.expected._MOST_ROWS", 1300)
+    blocks = trace().replay(own_rate() / 3, 1, 9 * trace().length_s(1e-9))
+    assert len(whole.due_ns) == pytest.approx(1800, rel=0.1)
+    assert blocks.due_ns == whole.due_ns
+    assert blocks.pairs is not None
+    assert whole.pairs is not None
+    assert np.array_equal(blocks.pairs, whole.pairs)
 
 
 def test_the_hash_tells_traffics_apart() -> None:
