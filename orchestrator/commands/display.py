@@ -150,7 +150,7 @@ class Plain(Quiet):
         self._say(f"  ready in {duration(server.ready_s or 0)} at {server.base_url}")
 
     def level_started(self, cell: Cell, spec: LevelSpec, expected_s: float) -> None:
-        about = f": about {duration(expected_s)}" if expected_s else ""
+        about = f": about {duration(expected_s)}" if expected_s >= 1 else ""  # less: it is not known yet
         by = f", by {spec.workers} processes" if spec.workers > 1 else ""
         self._say(f"  {spec.purpose} {at(spec)}{by}{about}")
 
@@ -255,7 +255,8 @@ class LivePanel(Plain):
         if (level := self._level) is not None:
             by = f", by {level.spec.workers} processes" if level.spec.workers > 1 else ""
             rows.add_row("level", f"{level.spec.purpose}, {at(level.spec)}{by}")
-            rows.add_row("time", f"{duration(level.elapsed_s)} of about {duration(level.expected_s)}")
+            of = f" of about {duration(level.expected_s)}" if level.expected_s >= 1 else ""
+            rows.add_row("time", f"{duration(level.elapsed_s)}{of}")
             rows.add_row("requests", f"{level.done} of {level.spec.requests} measured, {level.failed} failed")
             rows.add_row("TTFT p95", _ms(level.ttft_p95_ms))
             rows.add_row("output", f"{level.tokens_per_s:.0f} tokens/s")
