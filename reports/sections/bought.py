@@ -418,7 +418,7 @@ def _sort_served(workload: str, small: CellResult, large: CellResult, bought: li
     new, old = small.verdict.c_ok, large.verdict.c_ok
     searched = broke_at(small) is not None or broke_at(large) is not None
     if searched and new is not None and old is not None:
-        words = f"{workload}: holds {new:,} users against {old:,}"
+        words = f"{workload}: holds {new:,} user{'s' if new != 1 else ''} against {old:,}"
         (bought if new > old else not_bought).append(f"{words} ({change(new, old)})." if new != old else f"{words}.")
     levels = common_level([small, large])
     if levels is None:
