@@ -58,6 +58,7 @@ ramp_seconds = 0.2
 warmup_generations = 1
 filler_seconds = 1
 confirm = 0
+recovery = false
 """
 
 

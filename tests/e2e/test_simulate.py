@@ -197,6 +197,7 @@ ramp_seconds = 0.5
 warmup_generations = 1
 filler_seconds = 5
 confirm = 1
+recovery = false
 """
 NO_ROOM = """
 title = "no room"
