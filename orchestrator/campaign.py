@@ -18,7 +18,8 @@ from orchestrator.clock import NS_PER_S, wall_now
 from orchestrator.errors import HostError, JournalError, StackError
 from orchestrator.host import host_facts
 from orchestrator.journal import Journal
-from orchestrator.judge.search import Measure, Outcome, Stop, next_step
+from orchestrator.judge.search import Measure, Stop, next_step
+from orchestrator.known import outcomes
 from orchestrator.launch.orphans import find_orphans, remove
 from orchestrator.machine import Machine
 from orchestrator.pairs import Pairing
@@ -26,14 +27,9 @@ from orchestrator.plan import Cell, Paired, Plan
 from orchestrator.progress import Progress
 from orchestrator.records import SCHEMA, AnyEvent, CellFinished, LevelCommitted, RunClosed, RunOpened
 from orchestrator.room import as_served
-from orchestrator.serving import Climb, Ended, Serving, Standing, commits, failed, starts
+from orchestrator.serving import Climb, Ended, Serving, Standing, failed, starts
 from orchestrator.simulation import Simulation
 from orchestrator.site import Site
-
-
-def outcomes(events: Sequence[AnyEvent], cell: str) -> list[Outcome]:
-    """What the search has learnt of a cell so far, in the order of its commits."""
-    return [Outcome.of(event.run, event.stats, event.verdict) for event in commits(events, cell)]
 
 
 def finished_cells(events: Sequence[AnyEvent]) -> dict[str, CellFinished]:

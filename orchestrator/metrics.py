@@ -135,40 +135,24 @@ def percentile(sorted_values: Sequence[float] | Floats, basis_points: int) -> fl
 
 
 def percentiles(values: Sequence[float] | Floats, times: Ints | None = None) -> Percentiles:
-    """Summary of values in any order, failures as +inf. A percentile that falls on a failure has no value.
+    """Summary of values in any order, failures as +inf. A percentile (as `percentile` defines it) that falls on a
+    failure has no value.
 
     `times`: how often each value occurred; None = once each.
     """
-    if times is not None:
-        return _percentiles_of_many(np.asarray(values, np.float64), times)
-    ordered = np.sort(np.asarray(values, np.float64))
-    if not len(ordered):
-        return Percentiles()
-    finite = ordered[: int(np.searchsorted(ordered, INF))]
-    p50, p90, p95, p99 = (percentile(ordered, points) for points in (5000, 9000, 9500, 9900))
-    return Percentiles(
-        p50=_finite(p50),
-        p90=_finite(p90),
-        p95=_finite(p95),
-        p99=_finite(p99),
-        mean=float(finite.mean()) if len(finite) else None,
-        n=len(ordered),
-        n_finite=len(finite),
-    )
-
-
-def _percentiles_of_many(values: Floats, times: Ints) -> Percentiles:
-    """The same without a place in memory for every time that a value occurred."""
-    order = np.argsort(values, kind="stable")
-    ordered, until = values[order], np.cumsum(times[order])
+    found = np.asarray(values, np.float64)
+    order = np.argsort(found, kind="stable")
+    ordered = found[order]
+    counts = np.ones(len(ordered), np.int64) if times is None else times[order]
+    until = np.cumsum(counts)
     n = int(until[-1]) if len(until) else 0
     if not n:
         return Percentiles()
     ranks = [-(-points * n // 10_000) for points in (5000, 9000, 9500, 9900)]
     p50, p90, p95, p99 = (_finite(float(value)) for value in ordered[np.searchsorted(until, ranks)])
-    finite = values < INF
-    n_finite = int(times[finite].sum())
-    mean = float((values[finite] * times[finite]).sum() / n_finite) if n_finite else None
+    finite = slice(int(np.searchsorted(ordered, INF)))
+    n_finite = int(counts[finite].sum())
+    mean = float((ordered[finite] * counts[finite]).sum() / n_finite) if n_finite else None
     return Percentiles(p50=p50, p90=p90, p95=p95, p99=p99, mean=mean, n=n, n_finite=n_finite)
 
 
@@ -216,10 +200,6 @@ def _event_tokens(records: Sequence[RequestRecord], total: int) -> Ints:
     return np.fromiter(itertools.chain.from_iterable(counts), np.int64, total)
 
 
-_MANY = 1 << 22
-"""Tokens from which an event's ITL is kept once with their number, and not once for each."""
-
-
 def _inter_token(records: Sequence[RequestRecord], events: TokenEvents) -> Percentiles:
     """ITL in ms over all measured requests; a failed one counts +inf for every token gap that was asked of it."""
     measured = [r.phase == "measured" for r in records]
@@ -228,8 +208,7 @@ def _inter_token(records: Sequence[RequestRecord], events: TokenEvents) -> Perce
     )
     succeeded = [counts and r.failure is None for r, counts in zip(records, measured, strict=True)]
     values, tokens = events.of_requests(succeeded).inter_token_ms()
-    values, tokens = np.append(values, INF), np.append(tokens, missing)
-    return percentiles(values, tokens) if tokens.sum() > _MANY else percentiles(np.repeat(values, tokens))
+    return percentiles(np.append(values, INF), np.append(tokens, missing))
 
 
 def ttft_values_ms(measured: Sequence[RequestRecord], *, from_due: bool = False) -> list[float]:

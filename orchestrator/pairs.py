@@ -24,7 +24,7 @@ from orchestrator.judge.pairs import (
     reference,
 )
 from orchestrator.judge.search import Measure, Outcome
-from orchestrator.known import Known
+from orchestrator.known import Known, commits, outcomes
 from orchestrator.level import load_processes
 from orchestrator.plan import Cell, Paired, Plan
 from orchestrator.records import (
@@ -38,7 +38,7 @@ from orchestrator.records import (
     Turn,
 )
 from orchestrator.room import as_served
-from orchestrator.serving import Climb, Ended, Serving, Standing, commits, starts
+from orchestrator.serving import Climb, Ended, Serving, Standing, starts
 
 
 def taken(events: Sequence[AnyEvent], comparison: str) -> list[Taken]:
@@ -83,8 +83,7 @@ class Pairing:
         return reference(*(self._held(self._paired.cell(side)) for side in SIDES))
 
     def _held(self, cell: Cell) -> int | None:
-        history = [Outcome.of(e.run, e.stats, e.verdict) for e in commits(self._events, cell.id)]
-        return held(history, search_rules(self._plan, cell))
+        return held(outcomes(self._events, cell.id), search_rules(self._plan, cell))
 
     async def measure(self, deadline_ns: int | None) -> CellFinished:
         """Turn after turn, until all are taken, it is given up, or the budget ends: how it ended."""

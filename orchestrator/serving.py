@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from orchestrator.errors import HostError, StackError
 from orchestrator.journal import Journal
+from orchestrator.known import commits
 from orchestrator.launch.server import Owner, Server
 from orchestrator.level import Bench
 from orchestrator.plan import Cell, Plan
@@ -34,11 +35,6 @@ from stacks.catalog import stack as stack_named
 def starts(events: Sequence[AnyEvent], cell: str) -> list[CellStarted]:
     """Its attempts so far."""
     return [event for event in events if isinstance(event, CellStarted) and event.cell == cell]
-
-
-def commits(events: Sequence[AnyEvent], cell: str) -> list[LevelCommitted]:
-    """Its levels so far, in the order of their commits."""
-    return [event for event in events if isinstance(event, LevelCommitted) and event.cell == cell]
 
 
 def failed(error: StackError) -> ServerFailure:
